@@ -1,0 +1,1 @@
+"""What the model sees: the fold, rows, store, join, archive."""

@@ -1,0 +1,170 @@
+"""
+How a feature is declared: once, with everything that anyone needs to know of it.
+
+A `Feature` gives its place in the model's input, its TFRecord feature and parse spec, its default,
+its drift statistic and its documentation; a `FeatureSet` gives the row's layout and the fingerprint
+that rows, examples, models and answers carry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.events import EventType
+
+if TYPE_CHECKING:
+    from features.items import ItemTable
+    from features.rows import Rows
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+Array = NDArray[Any]
+
+
+class Level(StrEnum):
+    """Whether a feature has one value a request or one a candidate item."""
+
+    USER = "user"
+    ITEM = "item"
+
+
+class Drift(StrEnum):
+    """How the drift monitor bins a feature (32 bins, frozen with the reference)."""
+
+    NUMERIC = "numeric"  # equi-probable bins plus zero, null and out-of-range
+    CATEGORICAL = "categorical"  # the most frequent values, OTHER and UNSEEN
+    HASHED = "hashed"  # high-cardinality ids: hash buckets
+    NONE = "none"  # not watched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserContext:
+    """n requests with their users' rows. Hash 0: not given."""
+
+    rows: Rows
+    now_ms: NDArray[np.int64]  # [n] the request's event time: the "now" of windows and decay
+    surface: NDArray[np.uint64]  # [n] hashes
+    device: NDArray[np.uint64]
+    country: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemContext:
+    """m candidates, each for one of the n requests of `users`."""
+
+    users: UserContext
+    request: NDArray[np.int64]  # [m] index of the candidate's request
+    hashes: NDArray[np.uint64]  # [m] the candidate's item hash
+    items: ItemTable
+    index: NDArray[np.int64]  # [m] the candidate's index in `items`; -1: unknown item
+
+    @property
+    def now_ms(self) -> NDArray[np.int64]:
+        """[m] event time of each candidate's request."""
+        return self.users.now_ms[self.request]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """
+    One feature. `compute` takes a UserContext or ItemContext and returns [n] or [n, length].
+
+    `revision` must grow when `compute` changes its meaning: it is part of the fingerprint.
+    """
+
+    name: str
+    level: Level
+    dtype: Literal["int64", "float32"]
+    compute: Callable[[Any], Array]
+    doc: str
+    length: int = 1
+    default: float = 0
+    drift: Drift = Drift.NUMERIC
+    revision: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"a feature's name must be an identifier, got {self.name!r}")
+        if self.length < 1:
+            raise ValueError(f"{self.name}: length must be at least 1, got {self.length}")
+        if self.dtype not in ("int64", "float32"):
+            raise ValueError(f"{self.name}: dtype must be int64 or float32, got {self.dtype!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPolicy:
+    """What a row keeps. Part of the fingerprint: another policy is another feature set."""
+
+    history_length: int = 50
+    history_types: tuple[EventType, ...] = (
+        EventType.VIEW,
+        EventType.CLICK,
+        EventType.LIKE,
+        EventType.DISLIKE,
+        EventType.SHARE,
+        EventType.CART,
+        EventType.PURCHASE,
+        EventType.RATING,
+    )
+    ring_length: int = 256
+    hour_tiles: int = 24
+    day_tiles: int = 30
+    horizon_ms: int = DAY_MS  # older than the newest event by more: late, dropped
+    lifetime_ms: int = 90 * DAY_MS  # a longer gap starts the row afresh
+    future_ms: int = 5 * 60_000  # later than its Kafka timestamp by more: dead-lettered
+    attributes: tuple[str, ...] = ()  # static user attributes kept from PROFILE
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """All features of one model family, and the row that can yield them."""
+
+    features: tuple[Feature, ...]
+    row: RowPolicy = field(default_factory=RowPolicy)
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.features]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        if doubled:
+            raise ValueError(f"declared twice: {', '.join(doubled)}")
+
+    def of(self, level: Level, dtype: str | None = None) -> tuple[Feature, ...]:
+        """The features of a level (and dtype), in declaration order."""
+        return tuple(
+            f for f in self.features if f.level == level and (dtype is None or f.dtype == dtype)
+        )
+
+    def width(self, level: Level, dtype: str) -> int:
+        """Columns of the packed matrix of a level and dtype."""
+        return sum(f.length for f in self.of(level, dtype))
+
+    def slices(self, level: Level, dtype: str) -> dict[str, slice]:
+        """Where each feature lies in the packed matrix of its level and dtype."""
+        found, at = {}, 0
+        for f in self.of(level, dtype):
+            found[f.name] = slice(at, at + f.length)
+            at += f.length
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when any declared feature or the row's policy changes."""
+        declared = {
+            "features": [
+                [f.name, f.level, f.dtype, f.length, f.default, f.drift, f.revision]
+                for f in self.features
+            ],
+            "row": [getattr(self.row, name) for name in RowPolicy.__slots__],
+        }
+        text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,135 @@
+"""
+The feature store's seam: rows and the position they stand for, changed together or not at all.
+
+The caller sees opaque bytes; `features.rows` and `features.items` alone know what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a partition has been folded, by whom, and of which log."""
+
+    cluster_id: str
+    topic_id: str
+    epoch: int  # grows by one with every claim: older owners are fenced
+    next_offset: int
+
+    def at(self, next_offset: int) -> Position:
+        """The same lease, further along."""
+        return replace(self, next_offset=next_offset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to write one partition, from exactly this position."""
+
+    partition: int
+    position: Position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Stored bytes in the order of the keys asked for; None where there is no row."""
+
+    rows: Sequence[bytes | None]
+    partials: Sequence[bytes | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one batch changes: absolute rows by user id, absolute partials by item id."""
+
+    rows: Mapping[str, bytes]
+    partials: Mapping[str, bytes]
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Rows of some users of one partition, read together with the position they stand at."""
+
+    position: Position | None
+    rows: Sequence[bytes | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpublished:
+    """Partials that changed and are not yet on `item-features`, and the mark that settles them."""
+
+    partials: Mapping[str, bytes]
+    mark: int  # next offset of the newest change among them
+    events_offset: int
+
+
+class RowWriter(Protocol):
+    """
+    One partition's writer. Owned by one worker; `read` then `write`, in turn.
+
+    Implementations must pass `tests.contracts.store.StoreContract`.
+    """
+
+    def claim(self, partition: int, start: Position | None) -> Lease:
+        """
+        Take a partition over, fencing its former owner (epoch + 1).
+
+        With `start`, a partition without a position begins there (only if still absent). Without,
+        a missing position is an error: the rows must be rebuilt from the log.
+
+        Raises:
+            Misconfigured: no position is stored and no start was given; or the server may evict.
+            StoreUnavailable: the store did not answer.
+        """
+
+    def read(self, lease: Lease, users: Sequence[str], items: Sequence[str]) -> Values:
+        """
+        Rows and partials as of the lease's position.
+
+        Raises:
+            PositionMoved: the stored position is not the lease's: discard and claim or read again.
+        """
+
+    def write(self, lease: Lease, update: Update) -> Lease:
+        """
+        Store rows, partials and the next position in one transaction; the lease moves on.
+
+        Partials become unpublished in the same transaction. After an error of any kind nothing of
+        the batch may be assumed: ask for the position, and read again.
+
+        Raises:
+            PositionMoved: somebody else wrote since `read`; nothing was written.
+            StoreUnavailable: full, read-only, gone; nothing was acknowledged.
+        """
+
+
+class RowReader(Protocol):
+    """
+    Serving's side of the store. Never writes.
+
+    Implementations must pass `tests.contracts.store.StoreContract`.
+    """
+
+    def snapshots(self, users: Mapping[int, Sequence[str]]) -> dict[int, Snapshot]:
+        """Rows by partition: one consistent read a partition, all in one round trip."""
+
+    def positions(self, partitions: Sequence[int]) -> dict[int, Position | None]:
+        """Where each partition stands."""
+
+
+class PartialOutbox(Protocol):
+    """
+    Partials on their way to `item-features`.
+
+    Implementations must pass `tests.contracts.store.StoreContract`.
+    """
+
+    def unpublished(self, partition: int, limit: int) -> Unpublished:
+        """Up to `limit` changed partials, with their present bytes."""
+
+    def settle(self, partition: int, mark: int, items: Sequence[str]) -> None:
+        """Forget those of `items` that have not changed since `mark`."""

@@ -1,0 +1,1 @@
+"""What answers: models, versions, routing, the serving consumer."""

@@ -1,0 +1,1 @@
+"""Bytes in and out: the log, its loop, dead letters, topics, data sets."""

@@ -1,0 +1,1 @@
+"""What learns: training, evaluation, gate, drift, release decisions."""

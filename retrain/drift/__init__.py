@@ -1,0 +1,1 @@
+"""Drift: additive counts, frozen references, one decision rule."""

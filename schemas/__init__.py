@@ -1,0 +1,1 @@
+"""What events mean: record types, Avro schemas, registry, codec."""

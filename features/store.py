@@ -67,6 +67,14 @@ class Unpublished:
     events_offset: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The keys of one partition."""
+
+    users: frozenset[str]
+    items: frozenset[str]
+
+
 class RowWriter(Protocol):
     """
     One partition's writer. Owned by one worker; `read` then `write`, in turn.
@@ -78,11 +86,13 @@ class RowWriter(Protocol):
         """
         Take a partition over, fencing its former owner (epoch + 1).
 
-        With `start`, a partition without a position begins there (only if still absent). Without,
-        a missing position is an error: the rows must be rebuilt from the log.
+        With `start`, a partition without a position begins there (only if still absent), with the
+        epoch that `start` names; a stored position goes before `start`. Without `start`, a missing
+        position is an error: the rows must be rebuilt from the log.
 
         Raises:
             Misconfigured: no position is stored and no start was given; or the server may evict.
+            PositionForeign: the stored position names another cluster or topic than `start`.
             StoreUnavailable: the store did not answer.
         """
 
@@ -106,6 +116,17 @@ class RowWriter(Protocol):
             StoreUnavailable: full, read-only, gone; nothing was acknowledged.
         """
 
+    def clear(self, lease: Lease) -> int:
+        """
+        Delete all rows, partials and unpublished marks of the partition, and return their number.
+
+        For a partition that starts at the beginning of its log: whatever stands there is left over
+        from a lost position.
+
+        Raises:
+            PositionMoved: somebody else owns the partition; what was deleted is theirs to refold.
+        """
+
 
 class RowReader(Protocol):
     """
@@ -119,6 +140,13 @@ class RowReader(Protocol):
 
     def positions(self, partitions: Sequence[int]) -> dict[int, Position | None]:
         """Where each partition stands."""
+
+    def keys(self, partition: int) -> Keys:
+        """
+        Who has a row and what has a partial: for comparison with a rebuild, not for serving.
+
+        What was there from before the call until its end is named, whatever else changes.
+        """
 
 
 class PartialOutbox(Protocol):

@@ -28,6 +28,8 @@ class Settings:
     models_dir: Path = Path("out/stack/models")
     keys_dir: Path = Path("out/stack/keys")
     data_dir: Path = Path("out/data")  # downloaded data sets
+    stack_dir: Path = Path("out/stack")  # data and logs of `millstream stack`
+    cache_dir: Path = Path("~/.cache/millstream")  # Kafka's jars, shared by all checkouts
     timeout_s: float = 10.0  # of every external call
     max_record_bytes: int = 1_000_000
 

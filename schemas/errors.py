@@ -13,6 +13,7 @@ The error tree. The class says what the caller does.
   + Refused              a gate, a signature or a check said no: exit code 3
   + Misconfigured        a person must act: exit code 2
     - PositionForeign
+  + ProcessFailed        a process we started stopped or never got ready: exit code 1
 """
 
 from __future__ import annotations
@@ -89,3 +90,7 @@ class Misconfigured(MillstreamError):
 
 class PositionForeign(Misconfigured):
     """A stored position names another cluster, another topic, or an offset past the log's end."""
+
+
+class ProcessFailed(MillstreamError):
+    """A process that we started stopped, or never got ready. The message ends with its log."""

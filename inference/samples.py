@@ -1,0 +1,67 @@
+"""
+Sampled calls beside a model: `warmup.npz` (inputs to replay before serving) and `golden.npz`
+(inputs with the outputs that the trainer saw, to be found again by the loader).
+
+An array is stored as `<call>|<signature>|in|<name>` or `...|out|<name>`, calls numbered from 0.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from features.declare import Array
+from schemas.errors import Refused
+
+WARMUP: Final = "warmup.npz"
+GOLDEN: Final = "golden.npz"
+RETRIEVE: Final = "serving_default"
+RANK: Final = "rank"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of one signature: arrays by the signature's own names."""
+
+    signature: str
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array] = field(default_factory=dict)  # empty in a warm-up set
+
+
+def write_calls(path: Path, calls: Sequence[Call]) -> None:
+    """Store calls in the order given."""
+    arrays = {
+        f"{number}|{call.signature}|{way}|{name}": np.asarray(array)
+        for number, call in enumerate(calls)
+        for way, named in (("in", call.inputs), ("out", call.outputs))
+        for name, array in named.items()
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_calls(path: Path) -> list[Call]:
+    """
+    The calls of a file.
+
+    Raises:
+        Refused: it is not there or is not such a file.
+    """
+    found: dict[int, tuple[str, dict[str, dict[str, Array]]]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for stored in arrays.files:
+                number, signature, way, name = stored.split("|", 3)
+                call = found.setdefault(int(number), (signature, {"in": {}, "out": {}}))
+                call[1][way][name] = arrays[stored]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Refused(f"{path} cannot be read as sampled calls: {error}") from error
+    return [
+        Call(signature=signature, inputs=ways["in"], outputs=ways["out"])
+        for _, (signature, ways) in sorted(found.items())
+    ]

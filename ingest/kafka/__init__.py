@@ -1,0 +1,19 @@
+"""
+Kafka: the one package that imports confluent_kafka.
+
+Every error of the library leaves here as one of ours (`ingest.kafka.errors`), every call has a
+time-out, and what librdkafka logs goes to structlog.
+"""
+
+from ingest.kafka.admin import KafkaAdmin, KafkaLog
+from ingest.kafka.consumer import KafkaGroupSource, KafkaSource
+from ingest.kafka.producer import KafkaProducer, KafkaTransactionalProducer
+
+__all__ = [
+    "KafkaAdmin",
+    "KafkaGroupSource",
+    "KafkaLog",
+    "KafkaProducer",
+    "KafkaSource",
+    "KafkaTransactionalProducer",
+]

@@ -1,0 +1,62 @@
+"""What every Kafka client here shares: settings, errors mapped to ours, the library's own log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import confluent_kafka as ck
+import structlog
+
+from ingest.kafka.errors import meaning
+from ingest.log import TopicPartition
+from schemas.errors import BrokerUnavailable, MillstreamError, Misconfigured
+
+Options = Mapping[str, str | int | float | bool]
+
+
+class _LibraryLog:
+    """What librdkafka says, as structlog events. It speaks when the client is polled."""
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        known = level if level in (10, 20, 30, 40, 50) else logging.WARNING
+        structlog.get_logger("kafka").log(known, "kafka.library", said=message % args)
+
+
+def client_settings(bootstrap_servers: str, timeout_s: float) -> dict[str, Any]:
+    """Settings of every client. Producers and consumers add theirs."""
+    timeout_ms = max(1000, int(timeout_s * 1000))
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "client.id": "millstream",
+        "socket.timeout.ms": timeout_ms,
+        "socket.connection.setup.timeout.ms": timeout_ms,
+        # A broker that comes back is found within a second (default: 10).
+        "reconnect.backoff.max.ms": 1000,
+        "logger": _LibraryLog(),
+    }
+
+
+def mapped(error: ck.KafkaError, doing: str) -> MillstreamError:
+    """Our error for one of the library's."""
+    return meaning(error.name(), f"{doing}: {error.str()} ({error.name()})")
+
+
+@contextmanager
+def mapping(doing: str) -> Iterator[None]:
+    """Raise the library's errors as ours; `doing` begins the message."""
+    try:
+        yield
+    except ck.KafkaException as error:
+        raise mapped(error.args[0], doing) from error
+    except ValueError as error:
+        raise Misconfigured(f"{doing}: {error}") from error
+    except RuntimeError as error:  # "Consumer closed" and its like
+        raise BrokerUnavailable(f"{doing}: {error}") from error
+
+
+def library_partitions(positions: Mapping[TopicPartition, int]) -> list[ck.TopicPartition]:
+    """Positions as the library wants them."""
+    return [ck.TopicPartition(tp.topic, tp.partition, at) for tp, at in positions.items()]

@@ -1,0 +1,315 @@
+"""Reading: batches of one partition, cut from what librdkafka hands over."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka as ck
+import numpy as np
+
+from ingest.batches import Columns, empty, groups, part
+from ingest.kafka.client import Options, client_settings, library_partitions, mapped, mapping
+from ingest.log import Headers, RecordBatch, TopicPartition
+from schemas.errors import BrokerUnavailable, MillstreamError, Misconfigured
+
+_EOF = ck.KafkaError._PARTITION_EOF
+
+
+class _Reader:
+    """A consumer's positions, and the batches that it has cut and not yet handed out."""
+
+    def __init__(self, settings: dict[str, Any], timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._down: ck.KafkaError | None = None
+        self._fault: MillstreamError | None = None
+        self._pending: deque[RecordBatch] = deque()
+        self._seen: set[str] = set()  # topics known to be there
+        self.positions: dict[TopicPartition, int] = {}
+        with mapping("open a consumer"):
+            self.consumer = ck.Consumer({**settings, "error_cb": self._on_error})
+
+    def place(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these too, from there."""
+        self.positions.update(positions)
+
+    def drop(self, partitions: Sequence[TopicPartition]) -> None:
+        """Forget these: no batch of theirs comes out any more."""
+        gone = set(partitions)
+        for tp in gone:
+            self.positions.pop(tp, None)
+        self._pending = deque(
+            b for b in self._pending if TopicPartition(b.topic, b.partition) not in gone
+        )
+        self._fault = None
+
+    def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
+        if not self._pending:
+            self._fetch(max_records, timeout_s)
+        if not self._pending:
+            return None
+        batch = self._pending.popleft()
+        if len(batch) > max_records:
+            self._pending.appendleft(part(batch, max_records, len(batch)))
+            return part(batch, 0, max_records)
+        return batch
+
+    def close(self) -> None:
+        self._pending.clear()
+        with mapping("close the consumer"):
+            self.consumer.close()
+
+    def _fetch(self, max_records: int, timeout_s: float) -> None:
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+        with mapping("poll"):
+            # `consume(n, wait)` would block for the whole wait unless n records came.
+            messages = self.consumer.consume(1, timeout_s)
+            if messages and max_records > 1:
+                messages += self.consumer.consume(max_records - 1, 0)
+        if messages:
+            self._down = None
+            self._take_in(messages)
+        else:
+            self._nothing_came()
+
+    def _take_in(self, messages: list[ck.Message]) -> None:
+        errors = list(map(ck.Message.error, messages))
+        ends: dict[TopicPartition, int] = {}
+        if any(e is not None for e in errors):
+            ends = self._events(messages, errors)
+            messages = [m for m, e in zip(messages, errors, strict=True) if e is None]
+        batches = self._cut(messages) if messages else []
+        for batch in batches:
+            tp = TopicPartition(batch.topic, batch.partition)
+            self.positions[tp] = batch.next_offset
+            self._pending.append(batch)
+        for tp, end in ends.items():
+            start = self.positions.get(tp, end)
+            if start < end:  # transaction markers, or aborted records, before the end
+                self.positions[tp] = end
+                self._pending.append(empty(tp, start, end))
+
+    def _cut(self, messages: list[ck.Message]) -> Iterator[RecordBatch]:
+        n = len(messages)
+        headers = map(ck.Message.headers, messages)
+        columns = Columns(
+            np.fromiter(map(ck.Message.offset, messages), np.int64, n),
+            np.array(list(map(ck.Message.timestamp, messages)), np.int64)[:, 1],
+            list(map(ck.Message.key, messages)),
+            list(map(ck.Message.value, messages)),
+            {i: _headers(h) for i, h in enumerate(headers) if h is not None},
+        )
+        partitions: list[Any] = list(map(ck.Message.partition, messages))
+        topics: list[Any] | None = None
+        if self._several_topics():
+            topics = list(map(ck.Message.topic, messages))
+        for tp, index in _by_partition(topics, partitions, messages):
+            start = self.positions.get(tp)
+            if start is None:  # revoked while these were under way
+                continue
+            yield columns.batch(tp, start, index)
+
+    def _several_topics(self) -> bool:
+        return len({tp.topic for tp in self.positions}) > 1
+
+    def _events(
+        self, messages: list[ck.Message], errors: list[ck.KafkaError | None]
+    ) -> dict[TopicPartition, int]:
+        """Ends that were reached. A true error is raised by the next poll that finds no batch."""
+        ends = {}
+        for message, error in zip(messages, errors, strict=True):
+            if error is None:
+                continue
+            tp = TopicPartition(message.topic() or "", message.partition() or 0)
+            if error.code() == _EOF:
+                ends[tp] = message.offset() or 0
+            else:
+                place = f"poll {tp.topic}[{tp.partition}] at {self.positions.get(tp)}"
+                self._fault = mapped(error, place)
+        return ends
+
+    def _nothing_came(self) -> None:
+        """Say why, if there is a reason: a topic that is not there gives no error by itself."""
+        for topic in {tp.topic for tp in self.positions} - self._seen:
+            with mapping(f"look for topic {topic}"):
+                found = self.consumer.list_topics(topic, self._timeout_s).topics[topic]
+            if found.error is not None:
+                raise BrokerUnavailable(f"topic {topic} is not there (yet): {found.error.str()}")
+            wanted = {tp.partition for tp in self.positions if tp.topic == topic}
+            if not wanted <= found.partitions.keys():
+                raise Misconfigured(
+                    f"topic {topic} has {len(found.partitions)} partitions, asked for {wanted}"
+                )
+            self._seen.add(topic)
+        if self._down is not None:
+            down, self._down = self._down, None
+            raise mapped(down, "poll")
+
+    def _on_error(self, error: ck.KafkaError) -> None:
+        if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:
+            self._down = error
+        elif error.code() in (ck.KafkaError._AUTHENTICATION, ck.KafkaError._FATAL):
+            self._fault = mapped(error, "poll")
+
+
+def _by_partition(
+    topics: list[str] | None, partitions: list[int], messages: list[ck.Message]
+) -> Iterator[tuple[TopicPartition, list[int] | None]]:
+    if topics is None or len(set(topics)) == 1:
+        topic = str(messages[0].topic())
+        for partition, index in groups(partitions):
+            yield TopicPartition(topic, partition), index
+        return
+    pairs = list(zip(topics, partitions, strict=True))
+    codes = {pair: code for code, pair in enumerate(sorted(set(pairs)))}
+    names = list(codes)
+    for code, index in groups([codes[pair] for pair in pairs]):
+        yield TopicPartition(*names[code]), index
+
+
+def _headers(found: Any) -> Headers:
+    return tuple((name, value or b"") for name, value in found)
+
+
+def _consumer_settings(read_committed: bool) -> dict[str, Any]:
+    return {
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "enable.partition.eof": True,  # the position moves over markers at the end
+        "auto.offset.reset": "error",  # a position outside the log is never guessed around
+        "isolation.level": "read_committed" if read_committed else "read_uncommitted",
+        "allow.auto.create.topics": False,
+        # How long an idle fetch hangs; a seek waits for it.
+        "fetch.wait.max.ms": 100,
+        # A full queue is looked at again after 10 ms, not after a second: it empties in 50.
+        "fetch.queue.backoff.ms": 10,
+        "queued.max.messages.kbytes": 65_536,
+    }
+
+
+class KafkaSource:
+    """`Source` on a consumer that is told what to read; no group decides."""
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        timeout_s: float = 10.0,
+        read_committed: bool = True,
+        group_id: str = "millstream",
+        options: Options | None = None,
+    ) -> None:
+        settings = client_settings(bootstrap_servers, timeout_s)
+        settings |= _consumer_settings(read_committed) | {"group.id": group_id, **(options or {})}
+        self._reader = _Reader(settings, timeout_s)
+        self._closed = False
+
+    def assign(self, positions: Mapping[TopicPartition, int]) -> None:
+        self._reader.drop(list(self._reader.positions))
+        self._reader.place(positions)
+        with mapping("assign"):
+            self._reader.consumer.assign(library_partitions(positions))
+
+    def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
+        return self._reader.poll(max_records, timeout_s)
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Show positions to lag dashboards. Does not wait; nothing reads them back."""
+        with mapping("commit"):
+            self._reader.consumer.commit(offsets=library_partitions(positions), asynchronous=True)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._reader.close()
+
+
+class KafkaGroupSource:
+    """
+    `GroupSource`: reads on from the group's offsets, or from the log's start where it has none.
+
+    With `instance_id` (static membership) a member that restarts within the session time-out gets
+    its partitions back without a rebalance.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        group_id: str,
+        *,
+        timeout_s: float = 10.0,
+        instance_id: str | None = None,
+        session_timeout_s: float = 10.0,
+        options: Options | None = None,
+    ) -> None:
+        settings = client_settings(bootstrap_servers, timeout_s) | _consumer_settings(True)
+        settings |= {
+            "group.id": group_id,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": int(session_timeout_s * 1000),
+            "heartbeat.interval.ms": max(100, int(session_timeout_s * 1000 / 5)),
+        }
+        if instance_id is not None:
+            settings["group.instance.id"] = instance_id
+        self._timeout_s = timeout_s
+        self._group_id = group_id
+        self._broken: MillstreamError | None = None
+        self._closed = False
+        self._reader = _Reader(settings | dict(options or {}), timeout_s)
+
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        on_assigned: Callable[[Sequence[TopicPartition]], None],
+        on_revoked: Callable[[Sequence[TopicPartition]], None],
+    ) -> None:
+        def assigned(consumer: ck.Consumer, found: list[ck.TopicPartition]) -> None:
+            partitions = [TopicPartition(p.topic, p.partition) for p in found]
+            try:
+                positions = self._resume_at(partitions)
+            except MillstreamError as error:
+                # The library gives no second chance: this member has to be opened anew.
+                self._broken = error
+                raise
+            self._reader.place(positions)
+            consumer.incremental_assign(library_partitions(positions))
+            on_assigned(partitions)
+
+        def revoked(consumer: ck.Consumer, lost: list[ck.TopicPartition]) -> None:
+            partitions = [TopicPartition(p.topic, p.partition) for p in lost]
+            self._reader.drop(partitions)
+            consumer.incremental_unassign(lost)
+            on_revoked(partitions)
+
+        with mapping("subscribe"):
+            self._reader.consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked)
+
+    def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
+        if self._broken is not None:
+            raise self._broken
+        return self._reader.poll(max_records, timeout_s)
+
+    def group_metadata(self) -> object:
+        with mapping("group metadata"):
+            return self._reader.consumer.consumer_group_metadata()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._reader.close()
+
+    def _resume_at(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        asked = [ck.TopicPartition(*tp) for tp in partitions]
+        positions = {}
+        with mapping(f"ask for the offsets of group {self._group_id}"):
+            for found in self._reader.consumer.committed(asked, self._timeout_s):
+                if found.error is not None:
+                    raise mapped(found.error, f"offset of {found.topic}[{found.partition}]")
+                at = found.offset
+                if at < 0:
+                    at, _ = self._reader.consumer.get_watermark_offsets(found, self._timeout_s)
+                positions[TopicPartition(found.topic, found.partition)] = at
+        return positions

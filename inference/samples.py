@@ -42,7 +42,7 @@ def write_calls(path: Path, calls: Sequence[Call]) -> None:
         for name, array in named.items()
     }
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_calls(path: Path) -> list[Call]:
@@ -54,7 +54,7 @@ def read_calls(path: Path) -> list[Call]:
     """
     found: dict[int, tuple[str, dict[str, dict[str, Array]]]] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for stored in arrays.files:
                 number, signature, way, name = stored.split("|", 3)
                 call = found.setdefault(int(number), (signature, {"in": {}, "out": {}}))

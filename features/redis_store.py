@@ -110,7 +110,8 @@ class RedisStore:
     def write(self, lease: Lease, update: Update) -> Lease:
         if self._watched != lease:
             self.read(lease, (), ())
-        moved = Lease(partition=lease.partition, position=lease.position.at(update.next_offset))
+        position = lease.position.at(update.next_offset, update.origins)
+        moved = Lease(partition=lease.partition, position=position)
         with self._watching():
             done = self._writer.ask(["MULTI"], *self._changes(moved, update), ["EXEC"], held=True)[
                 -1
@@ -147,6 +148,13 @@ class RedisStore:
         snapshots = self.snapshots(dict.fromkeys(partitions, ()))
         return {partition: snapshot.position for partition, snapshot in snapshots.items()}
 
+    def partials(self, partition: int, items: Sequence[str]) -> Snapshot:
+        prefix = self._prefix("i", partition)
+        found = self._reader.ask_again(
+            ["MGET", self._position_key(partition), *[prefix + item for item in items]]
+        )[0]
+        return Snapshot(position=_decoded(found[0]), rows=found[1:])
+
     def keys(self, partition: int) -> Keys:
         found: dict[str, set[str]] = {}
         for kind in ("u", "i"):
@@ -161,20 +169,13 @@ class RedisStore:
             ["ZRANGE", self._waiting_key(partition), 0, limit - 1, "WITHSCORES"]
         )[0]
         items = [item.decode() for item in waiting[::2]]
-        prefix = self._prefix("i", partition)
         # Bytes newer than the mark are sent again later: settle keeps what has changed since.
-        values = self._reader.ask_again(
-            ["MGET", self._position_key(partition), *[prefix + item for item in items]]
-        )[0]
-        position = _decoded(values[0])
+        found = self.partials(partition, items)
+        values = zip(items, found.rows, strict=True)
         return Unpublished(
-            partials={
-                item: value
-                for item, value in zip(items, values[1:], strict=True)
-                if value is not None
-            },
+            partials={item: value for item, value in values if value is not None},
             mark=int(waiting[-1]) if waiting else 0,
-            events_offset=position.next_offset if position else 0,
+            events_offset=found.position.next_offset if found.position else 0,
         )
 
     def settle(self, partition: int, mark: int, items: Sequence[str]) -> None:
@@ -347,6 +348,7 @@ def _encoded(position: Position) -> str:
             "topic": position.topic_id,
             "epoch": position.epoch,
             "next": position.next_offset,
+            "origins": position.origins,
         }
     )
 
@@ -361,6 +363,7 @@ def _decoded(stored: bytes | None) -> Position | None:
             topic_id=found["topic"],
             epoch=found["epoch"],
             next_offset=found["next"],
+            origins=tuple((partition, offset) for partition, offset in found["origins"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(

@@ -13,16 +13,23 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """How far a partition has been folded, by whom, and of which log."""
+    """
+    How far a partition has been folded, by whom, and of which log.
+
+    `origins` says it of the misplaced events that other partitions sent here: they come in the
+    order of their first place, so a repeat (a sender that was killed) is known for certain.
+    """
 
     cluster_id: str
     topic_id: str
     epoch: int  # grows by one with every claim: older owners are fenced
     next_offset: int
+    origins: tuple[tuple[int, int], ...] = ()  # (origin partition, next offset of it), sorted
 
-    def at(self, next_offset: int) -> Position:
+    def at(self, next_offset: int, origins: tuple[tuple[int, int], ...] | None = None) -> Position:
         """The same lease, further along."""
-        return replace(self, next_offset=next_offset)
+        kept = self.origins if origins is None else origins
+        return replace(self, next_offset=next_offset, origins=kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +55,12 @@ class Update:
     rows: Mapping[str, bytes]
     partials: Mapping[str, bytes]
     next_offset: int
+    origins: tuple[tuple[int, int], ...] | None = None  # None: as before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Rows of some users of one partition, read together with the position they stand at."""
+    """Some rows (or partials) of one partition, read together with the position they stand at."""
 
     position: Position | None
     rows: Sequence[bytes | None]
@@ -140,6 +148,9 @@ class RowReader(Protocol):
 
     def positions(self, partitions: Sequence[int]) -> dict[int, Position | None]:
         """Where each partition stands."""
+
+    def partials(self, partition: int, items: Sequence[str]) -> Snapshot:
+        """Partials of one partition, in one consistent read."""
 
     def keys(self, partition: int) -> Keys:
         """

@@ -53,7 +53,7 @@ class MemoryStore:
             held.rows.update(update.rows)
             held.partials.update(update.partials)
             held.unpublished.update(dict.fromkeys(update.partials, update.next_offset))
-            held.position = lease.position.at(update.next_offset)
+            held.position = lease.position.at(update.next_offset, update.origins)
             return Lease(partition=lease.partition, position=held.position)
 
     def clear(self, lease: Lease) -> int:
@@ -76,6 +76,11 @@ class MemoryStore:
     def positions(self, partitions: Sequence[int]) -> dict[int, Position | None]:
         with self._lock:
             return {partition: self._of(partition).position for partition in partitions}
+
+    def partials(self, partition: int, items: Sequence[str]) -> Snapshot:
+        with self._lock:
+            held = self._of(partition)
+            return Snapshot(position=held.position, rows=tuple(map(held.partials.get, items)))
 
     def keys(self, partition: int) -> Keys:
         with self._lock:

@@ -112,6 +112,21 @@ class StoreContract:
         assert store.positions([0]) == {0: START.at(8)}
         store.read(moved, [], [])
 
+    def test_the_position_carries_origins_until_they_are_replaced(
+        self, store: Store, other: Store, lease: Lease
+    ) -> None:
+        moved = store.write(lease, Update(rows={}, partials={}, next_offset=3, origins=((2, 9),)))
+        assert other.positions([0])[0] == moved.position == START.at(3, ((2, 9),))
+        moved = store.write(moved, update(4))
+        assert other.claim(0, None).position.origins == ((2, 9),)
+
+    def test_partials_are_read_with_the_position_they_stand_at(
+        self, store: Store, other: Store, lease: Lease
+    ) -> None:
+        moved = store.write(lease, update(5, {}, {"film": b"F"}))
+        snapshot = other.partials(0, ["none", "film"])
+        assert (snapshot.position, list(snapshot.rows)) == (moved.position, [None, b"F"])
+
     def test_a_later_row_replaces_the_former(self, store: Store, lease: Lease) -> None:
         moved = store.write(lease, update(1, {"ann": b"old"}))
         store.read(moved, ["ann"], [])

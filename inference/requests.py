@@ -1,0 +1,150 @@
+"""From records of the requests topic to requests that can be answered, or to why they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ingest.log import RecordBatch, TopicPartition
+from schemas.columns import ColumnReader
+from schemas.errors import Reason, Rejected
+from schemas.events import Offset, RecommendationRequest
+from schemas.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request and where it stands on its topic."""
+
+    batch: RecordBatch
+    index: int
+    request: RecommendationRequest
+
+    @property
+    def timestamp_ms(self) -> int:
+        """Kafka's timestamp: deadlines count from it."""
+        return int(self.batch.timestamps_ms[self.index])
+
+    @property
+    def now_ms(self) -> int:
+        """Event time: the "now" of windows."""
+        given = self.request.event_time
+        return self.timestamp_ms if given is None else given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bad:
+    """A record that is no request."""
+
+    batch: RecordBatch
+    index: int
+    rejected: Rejected
+
+
+Entry: TypeAlias = Asked | Bad
+
+
+def place(entry: Entry) -> TopicPartition:
+    """The partition that the entry came from."""
+    return TopicPartition(entry.batch.topic, entry.batch.partition)
+
+
+def next_offset(entry: Entry) -> int:
+    """Where to go on once this entry, and all before it, are answered."""
+    following = entry.index + 1
+    if following < len(entry.batch):
+        return int(entry.batch.offsets[following])
+    return entry.batch.next_offset
+
+
+class RequestReader:
+    """Decodes batches of requests. Not thread-safe."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._columns = ColumnReader(registry, RecommendationRequest)
+
+    def read(self, batch: RecordBatch) -> list[Entry]:
+        """
+        One entry a record, in offset order.
+
+        Raises:
+            RegistryUnavailable: a writer's schema is not known yet and cannot be asked for.
+        """
+        decoded = self._columns.read(batch.values)
+        entries: list[Entry | None] = [None] * len(batch)
+        for at, rejected in decoded.bad:
+            entries[at] = Bad(batch=batch, index=at, rejected=rejected)
+        rows = decoded.frame.iter_rows(named=True)
+        for at, row in zip(decoded.index.tolist(), rows, strict=True):
+            entries[at] = _entry(batch, at, row)
+        nothing = Rejected(Reason.MISSING_FIELD, "a request needs a value")
+        return [
+            Bad(batch=batch, index=at, rejected=nothing) if entry is None else entry
+            for at, entry in enumerate(entries)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one request may ask for."""
+
+    max_k: int = 500
+    max_candidates: int = 5_000
+
+
+def problem(request: RecommendationRequest, limits: Limits) -> str:
+    """
+    What is wrong with a request, told to its sender; empty: nothing.
+
+    >>> problem(RecommendationRequest(request_id="r", user_id="u", k=0), Limits())
+    'k must be between 1 and 500, got 0'
+    """
+    given = len(request.candidates)
+    deadline = request.deadline_ms
+    found = [
+        ("" if request.request_id else "request_id is missing"),
+        ("" if request.user_id else "user_id is missing"),
+        (
+            ""
+            if 1 <= request.k <= limits.max_k
+            else f"k must be between 1 and {limits.max_k}, got {request.k}"
+        ),
+        (
+            f"at most {limits.max_candidates} candidates can be ranked, got {given}"
+            if given > limits.max_candidates
+            else ""
+        ),
+        (
+            f"at most {limits.max_candidates} items can be excluded, got {len(request.exclude)}"
+            if len(request.exclude) > limits.max_candidates
+            else ""
+        ),
+        ("" if all(request.candidates) else "a candidate's item id is empty"),
+        (
+            f"deadline_ms must be at least 1, got {deadline}"
+            if deadline is not None and deadline < 1
+            else ""
+        ),
+    ]
+    return "; ".join(text for text in found if text)
+
+
+def _entry(batch: RecordBatch, at: int, row: Mapping[str, Any]) -> Entry:
+    key = batch.keys[at]
+    if key is None:
+        rejected = Rejected(Reason.NULL_KEY, "a request's key is its user id")
+        return Bad(batch=batch, index=at, rejected=rejected)
+    if key != row["user_id"].encode():
+        detail = f"key {key!r:.100} is not the user id {row['user_id']!r:.100}"
+        return Bad(batch=batch, index=at, rejected=Rejected(Reason.KEY_MISMATCH, detail))
+    after = row["after_offset"]
+    request = RecommendationRequest(
+        **{
+            **row,
+            "candidates": tuple(row["candidates"]),
+            "exclude": tuple(row["exclude"]),
+            "after_offset": None if after is None else Offset(**after),
+        }
+    )
+    return Asked(batch=batch, index=at, request=request)

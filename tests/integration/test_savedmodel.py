@@ -1,0 +1,152 @@
+"""The SavedModel keeps the model's contract, and refuses folders that do not fit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.assemble import UserFeatures
+from features.declare import Feature, FeatureSet, Level
+from inference.model import ModelRef
+from inference.samples import GOLDEN, WARMUP, read_calls, write_calls
+from schemas.errors import ModelFault, Refused
+from tests.contracts.model import ModelContract, items, none, users
+
+pytestmark = pytest.mark.tf
+
+FEATURES = FeatureSet(
+    features=(
+        Feature(
+            name="history", level=Level.USER, dtype="int64", length=5, compute=len, doc="items"
+        ),
+        Feature(name="age_days", level=Level.USER, dtype="float32", compute=len, doc="age"),
+        Feature(name="item_age", level=Level.ITEM, dtype="float32", compute=len, doc="age"),
+        Feature(
+            name="item_categories", level=Level.ITEM, dtype="int64", length=2, compute=len, doc="c"
+        ),
+    )
+)
+# Hashes use all 64 bits: half of them are negative as int64.
+ITEMS = np.random.default_rng(3).integers(1, 2**64 - 1, 40, dtype=np.uint64)
+REF = ModelRef(name="m", version=1, fingerprint=FEATURES.fingerprint)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_model import export
+
+    path = tmp_path_factory.mktemp("model") / "1"
+    export(path, FEATURES, ITEMS)
+    return path
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(folder, tmp_path / "own"))
+
+
+def load(path: Path, features: FeatureSet = FEATURES, ref: ModelRef = REF):
+    from inference.savedmodel import SavedModel
+
+    return SavedModel(path, ref, features, batch_sizes=(1, 4, 8))
+
+
+class TestSavedModel(ModelContract):
+    @pytest.fixture
+    def features(self):
+        return FEATURES
+
+    @pytest.fixture
+    def catalogue(self):
+        return ITEMS
+
+    @pytest.fixture
+    def model(self, folder):
+        loaded = load(folder)
+        yield loaded
+        loaded.close()
+
+    def test_a_batch_beyond_the_largest_size_is_cut(self, model):
+        asked = users(FEATURES, 21)
+        together = model.retrieve(asked, none(21), 3)
+        assert together.items.shape == (21, 3)
+        candidates = np.tile(ITEMS[:3], (21, 1))
+        scores = model.rank(asked, candidates, items(FEATURES, 63))
+        assert scores.shape == (21, 3)
+
+    def test_the_inputs_reach_the_graph(self, model):
+        asked = users(FEATURES, 1)
+        other = UserFeatures(longs=asked.longs * 50, floats=asked.floats)
+        scores = [model.retrieve(who, none(1), 3).scores for who in (asked, other)]
+        assert (scores[0] != scores[1]).all()
+
+    def test_more_items_than_there_are_is_a_model_fault(self, model):
+        with pytest.raises(ModelFault, match="model m version 1, serving_default"):
+            model.retrieve(users(FEATURES, 1), none(1), 41)
+
+
+def test_a_good_folder_warms(folder):
+    model = load(folder)
+    model.warm()
+    model.close()
+
+
+def test_another_feature_set_is_refused_with_both_fingerprints(folder):
+    with pytest.raises(Refused, match=f"ffff, this process computes {FEATURES.fingerprint}"):
+        load(folder, ref=replace(REF, fingerprint="ffff"))
+
+
+def test_a_signature_that_does_not_fit_is_explained(folder):
+    history, *rest = FEATURES.features
+    other = FeatureSet(
+        features=(
+            replace(history, length=9),
+            *rest[:-1],
+            Feature(name="surface", level=Level.USER, dtype="int64", compute=len, doc="s"),
+        )
+    )
+    with pytest.raises(Refused) as refused:
+        load(folder, other, replace(REF, fingerprint=other.fingerprint))
+    message = str(refused.value)
+    assert "input 'history' is int64 [None, 5], expected int64 [None, 9]" in message
+    assert "serving_default: input 'surface' is missing" in message
+    assert "rank: input 'item_categories' is no feature" in message
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(Refused, match=str(tmp_path)):
+        load(tmp_path)
+
+
+def test_lost_variables_are_refused(own):
+    shutil.rmtree(own / "variables")
+    with pytest.raises(Refused, match="cannot be loaded"):
+        load(own)
+
+
+def test_another_output_than_the_trainers_is_refused(own):
+    calls = read_calls(own / GOLDEN)
+    outputs = {**calls[0].outputs, "scores": calls[0].outputs["scores"] + 0.1}
+    write_calls(own / GOLDEN, [replace(calls[0], outputs=outputs), *calls[1:]])
+    with pytest.raises(Refused, match=r"golden call 0 \(serving_default\): scores differs by"):
+        load(own).warm()
+
+
+@pytest.mark.parametrize("name", [WARMUP, GOLDEN])
+def test_missing_samples_are_refused_by_name(own, name):
+    (own / name).unlink()
+    with pytest.raises(Refused, match=name):
+        load(own).warm()
+
+
+def test_nan_scores_are_a_model_fault(tmp_path):
+    from tests.tiny_model import export
+
+    export(tmp_path / "1", FEATURES, ITEMS, nan=True)
+    with pytest.raises(ModelFault, match="NaN among the scores"):
+        load(tmp_path / "1").retrieve(users(FEATURES, 2), none(2), 3)

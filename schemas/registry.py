@@ -8,7 +8,7 @@ from schemas.errors import Misconfigured, Reason, RegistryUnavailable, Rejected
 from schemas.subjects import RegistryFault, Subjects
 
 if TYPE_CHECKING:
-    from confluent_kafka.schema_registry import Schema
+    from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 
 class Registry(Protocol):
@@ -77,12 +77,9 @@ class RemoteRegistry:
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        # Imported late: the codec imports this module for its Protocol and must stay light.
-        from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415
-
         self._url = url
         # Retries are the caller's: a Retryable error says so, with back-off of its own.
-        self._client = SchemaRegistryClient({"url": url, "timeout": timeout_s, "max.retries": 0})
+        self._options = {"url": url, "timeout": timeout_s, "max.retries": 0}
         self._ids: dict[tuple[str, str], int] = {}
         self._texts: dict[int, str] = {}
 
@@ -90,7 +87,8 @@ class RemoteRegistry:
         key = (subject, schema_json)
         if key not in self._ids:
             try:
-                self._ids[key] = self._client.register_schema(subject, _avro(schema_json))
+                with self._client() as client:
+                    self._ids[key] = client.register_schema(subject, _avro(schema_json))
             except Exception as error:
                 raise self._mapped(error, f"subject {subject}") from error
         return self._ids[key]
@@ -98,7 +96,8 @@ class RemoteRegistry:
     def schema(self, schema_id: int) -> str:
         if schema_id not in self._texts:
             try:
-                text = self._client.get_schema(schema_id).schema_str
+                with self._client() as client:
+                    text = client.get_schema(schema_id).schema_str
             except Exception as error:
                 if _status(error) == 404:
                     raise Rejected(
@@ -110,11 +109,19 @@ class RemoteRegistry:
 
     def compatible(self, subject: str, schema_json: str) -> bool:
         try:
-            return bool(self._client.test_compatibility(subject, _avro(schema_json)))
+            with self._client() as client:
+                return bool(client.test_compatibility(subject, _avro(schema_json)))
         except Exception as error:
             if _status(error) == 404:  # no such subject: it takes anything
                 return True
             raise self._mapped(error, f"subject {subject}") from error
+
+    def _client(self) -> SchemaRegistryClient:
+        """A client for one question: questions are few, and no connection is left open."""
+        # Imported late: the codec imports this module for its Protocol and must stay light.
+        from confluent_kafka.schema_registry import SchemaRegistryClient  # noqa: PLC0415
+
+        return SchemaRegistryClient(self._options)
 
     def _mapped(self, error: Exception, about: str) -> Exception:
         status = _status(error)

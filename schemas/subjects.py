@@ -34,7 +34,8 @@ class RegistryFault(Exception):
 SUBJECT_NOT_FOUND: Final = 40401
 VERSION_NOT_FOUND: Final = 40402
 SCHEMA_NOT_FOUND: Final = 40403
-SUBJECT_SOFT_DELETED: Final = 40404
+SUBJECT_NOT_SOFT_DELETED: Final = 40405
+VERSION_NOT_SOFT_DELETED: Final = 40407
 CONFIG_NOT_FOUND: Final = 40408
 INCOMPATIBLE: Final = 409
 INVALID_SCHEMA: Final = 42201
@@ -55,6 +56,7 @@ class Version:
 @dataclass(slots=True)
 class _Subject:
     versions: dict[int, int] = field(default_factory=dict)  # version -> schema id
+    deleted: set[int] = field(default_factory=set)  # versions that can be deleted for good
     last: int = 0  # version numbers are never given twice
 
 
@@ -171,9 +173,29 @@ class Subjects:
             gone = self.versions(subject)
         else:
             gone = [self.version(subject, version).version]
+        entry = self._subjects[subject]
         for number in gone:
-            del self._subjects[subject].versions[number]
+            del entry.versions[number]
+        entry.deleted.update(gone)
         return gone
+
+    def forget(self, subject: str, version: str | None = None) -> list[int]:
+        """The second step of Confluent's deletion for good; the first is `delete`."""
+        deleted = self._subjects.get(subject, _Subject()).deleted
+        gone = sorted(deleted) if version is None else [_version_number(version)]
+        if not gone or not deleted.issuperset(gone):
+            code = SUBJECT_NOT_SOFT_DELETED if version is None else VERSION_NOT_SOFT_DELETED
+            raise RegistryFault(code, f"Subject '{subject}' was not deleted first")
+        deleted.difference_update(gone)
+        return gone
+
+    def restore(self, version: Version) -> None:
+        """Put back a version that `register` once made, unchecked."""
+        self._by_id.setdefault(version.schema_id, version.schema)
+        self._ids.setdefault(canonical(version.schema), version.schema_id)
+        entry = self._subjects.setdefault(version.subject, _Subject())
+        entry.versions[version.version] = version.schema_id
+        entry.last = max(entry.last, version.version)
 
     # --- compatibility levels
 

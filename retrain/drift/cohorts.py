@@ -34,6 +34,7 @@ class Answers:
     request_ids: Sequence[str]
     event_time_ms: NDArray[np.int64]
     users: NDArray[np.uint64]  # hashes
+    version: NDArray[np.int64]  # of the stable model that answered
     columns: tuple[Column, ...]
     fallback: NDArray[np.bool_]
     without_row: NDArray[np.bool_]
@@ -136,10 +137,12 @@ class Cohorts:
             for of_stream in zip(*(part.columns for part in parts), strict=True)
         )
         joined = self._within(self._joined, ids, times)
+        versions = np.concatenate([_NO_TIMES, *(part.version for part in parts)])
         broken = [~np.isfinite(c) for c in columns if c.dtype.kind == "f"]
         return Observations(
             columns=columns,
             half=halves(users),
+            version=int(np.bincount(versions).argmax()) if len(versions) else 0,
             clicked=self._within(self._clicked, ids, times),
             joined=joined,
             quality=QualityCounts(
@@ -172,6 +175,7 @@ def _taken(batch: Answers, index: NDArray[np.int64]) -> Answers:
         request_ids=[batch.request_ids[i] for i in index.tolist()],
         event_time_ms=batch.event_time_ms[index],
         users=batch.users[index],
+        version=batch.version[index],
         columns=tuple(column[index] for column in batch.columns),
         fallback=batch.fallback[index],
         without_row=batch.without_row[index],

@@ -70,6 +70,7 @@ class Observations:
 
     columns: tuple[Column, ...]  # [n] values of each stream
     half: NDArray[np.int64]
+    version: int  # the stable model that gave most of the answers
     clicked: NDArray[np.bool_]
     joined: NDArray[np.bool_]
     quality: QualityCounts
@@ -85,6 +86,8 @@ class WindowVerdict:
     start_ms: int
     end_ms: int
     size: int
+    version: int
+    since_ms: int  # when the change that the evidence speaks of began, at the latest
     phase: Phase
     evidence: float  # the e-detector's global value; an alarm at `DetectorPolicy.act`
     subject: str  # the stream with the most evidence
@@ -110,15 +113,22 @@ class Reference:
 
 class Monitor:
     """
-    Folds windows, in order, into verdicts. Bounded: the first windows are kept in full until
+    Folds windows, in order, into verdicts.
+
+    Another stable version starts it WARMING anew: what is ordinary under one model is not under
+    another, and a new model settles the alarm. Bounded: the first windows are kept in full until
     `sample_rows` answers are there to choose bins from; then only counts are kept.
     """
 
     def __init__(self, streams: Sequence[Stream], policy: MonitorPolicy) -> None:
         self.streams = (*streams, LABEL_STREAM)
         self.policy = policy
+        self._rebaseline(version=0)
+
+    def _rebaseline(self, version: int) -> None:
         self.phase = Phase.WARMING
         self.reference: Reference | None = None
+        self._version = version
         self._raw: list[Observations] = []  # until bins are chosen
         self._binnings: tuple[Binning, ...] = ()
         self._counts: list[Counts] = []  # of the reference's windows
@@ -127,6 +137,7 @@ class Monitor:
         self._warn = np.zeros(len(self.streams))
         self._act = np.zeros(len(self.streams))
         self._quiet = 0
+        self._since_ms = 0  # start of the first window of the evidence that stands
 
     @property
     def windows_to_go(self) -> int:
@@ -137,6 +148,8 @@ class Monitor:
 
     def window(self, start_ms: int, seen: Observations) -> WindowVerdict:
         """Decide one window. Call once a window, in order; empty windows included."""
+        if seen.version not in (0, self._version):
+            self._rebaseline(seen.version)
         if self.reference is None:
             if len(seen):
                 self._warm(seen)
@@ -152,7 +165,10 @@ class Monitor:
             self._pending = merged
         else:
             self._pending = None
+            before = self._mean(self._act)
             self._decide(comparison, self.reference.base.stable)
+            # The evidence of a window that tells nothing is below 1: the change began after it.
+            self._since_ms = start_ms if before < 1 else self._since_ms
         return self._verdict(start_ms, seen, comparison, found)
 
     def _warm(self, seen: Observations) -> None:
@@ -219,6 +235,8 @@ class Monitor:
             start_ms=start_ms,
             end_ms=start_ms + self.policy.window_ms,
             size=len(seen),
+            version=self._version,
+            since_ms=self._since_ms,
             phase=self.phase,
             evidence=0.0 if self.reference is None else self._mean(self._act),
             subject=self.streams[int(np.argmax(weighted))].name if weighted.any() else "",

@@ -23,7 +23,11 @@ POLICY = MonitorPolicy(
 
 
 def observations(
-    rng: np.random.Generator, size: int = 400, click_rate: float = 0.3, shift: float = 0.0
+    rng: np.random.Generator,
+    size: int = 400,
+    click_rate: float = 0.3,
+    shift: float = 0.0,
+    version: int = 1,
 ) -> Observations:
     """Answers of users who differ from one another: clustered, as real ones are."""
     taste = np.random.default_rng(2).normal(size=(USERS, STREAMS))
@@ -35,6 +39,7 @@ def observations(
     return Observations(
         columns=tuple(columns),
         half=half[user],
+        version=version,
         clicked=rng.random(size) < chance,
         joined=np.ones(size, np.bool_),
         quality=QualityCounts(answers=size, joined=size),
@@ -93,6 +98,16 @@ def test_the_reference_freezes_after_its_windows() -> None:
     assert verdict.phase == Phase.WATCHING
 
 
+def test_another_stable_version_starts_warming_anew() -> None:
+    rng, watcher = np.random.default_rng(0), monitor()
+    for w in range(12):
+        watcher.window(w * 5_000, observations(rng))
+    verdict = watcher.window(60_000, observations(rng, version=2))
+    assert verdict.phase == Phase.WARMING
+    assert verdict.version == 2
+    assert watcher.windows_to_go == 9
+
+
 def test_a_broken_join_is_untrusted_labels_and_not_drift() -> None:
     rng, watcher = np.random.default_rng(0), monitor()
     for w in range(20):
@@ -102,6 +117,7 @@ def test_a_broken_join_is_untrusted_labels_and_not_drift() -> None:
         dead = Observations(
             columns=seen.columns,
             half=seen.half,
+            version=1,
             clicked=np.zeros(len(seen), np.bool_),
             joined=np.zeros(len(seen), np.bool_),
             quality=QualityCounts(answers=len(seen), joined=0),
@@ -185,6 +201,7 @@ def answers(ids: list[str], times: list[int]) -> Answers:
         request_ids=ids,
         event_time_ms=np.array(times, np.int64),
         users=np.arange(n, dtype=np.uint64),
+        version=np.ones(n, np.int64),
         columns=(np.zeros(n),),
         fallback=no,
         without_row=no,

@@ -22,7 +22,7 @@ from retrain.canary import (
     judge_step,
 )
 from retrain.trigger import Hold, Seen, Train, TriggerPolicy, Wait, decide
-from schemas.events import Measure, ReleaseTransition
+from schemas.events import Measure, Release, ReleaseTransition
 
 
 class State(StrEnum):
@@ -80,6 +80,7 @@ class Facts:
     seen: Seen
     warned: bool = False
     outcome: Outcome | None = None
+    serving: Release | None = None
     challenger: ArmCounts = field(default_factory=ArmCounts)
     champion: ArmCounts = field(default_factory=ArmCounts)
 
@@ -225,6 +226,10 @@ def _after_training(facts: Facts) -> Action:
 
 def _after_step(situation: Situation, facts: Facts, rollout: RolloutPolicy) -> Action:
     shadow = situation.state == State.SHADOW
+    if facts.serving is not None:
+        in_place = facts.serving.shadow if shadow else facts.serving.canary
+        if in_place != situation.version:
+            return Move(to=State.IDLE, reason=f"taken out by hand: {facts.serving.reason}")
     evidence = StepEvidence(
         challenger=facts.challenger,
         champion=facts.champion,

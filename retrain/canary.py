@@ -26,7 +26,8 @@ class RolloutPolicy:
     longest_step_ms: int = 24 * 3_600_000
     alpha: float = 0.01
     fault_limit: float = 0.005  # share of faulty answers nobody minds, above the champion's
-    slow_limit: float = 0.02  # share of answers slower than the champion's p99
+    slow_limit: float = 0.02  # share of slow answers nobody minds, above the champion's
+    slow_factor: float = 1.5  # slow: slower than the champion's p99 by this factor
 
     def __post_init__(self) -> None:
         if list(self.shares) != sorted(set(self.shares)) or not all(

@@ -76,9 +76,7 @@ class Wait:
 Decision: TypeAlias = Train | Hold | Wait
 
 
-def decide(  # noqa: PLR0911 - one return a rule
-    seen: Seen, policy: TriggerPolicy
-) -> Decision:
+def decide(seen: Seen, policy: TriggerPolicy) -> Decision:
     """
     Train, hold or wait.
 
@@ -96,12 +94,12 @@ def decide(  # noqa: PLR0911 - one return a rule
     missing = _missing(seen, policy)
     if missing:
         return Wait(missing)
-    return _train("DRIFT", "drift:" + ",".join(seen.alarm.alert_ids), seen, policy)
+    # Another attempt after a rejected challenger is another training.
+    key = f"drift:{','.join(seen.alarm.alert_ids)}#{seen.rejected_in_row}"
+    return _train("DRIFT", key, seen, policy)
 
 
-def _missing(  # noqa: PLR0911 - one return a rule
-    seen: Seen, policy: TriggerPolicy
-) -> str:
+def _missing(seen: Seen, policy: TriggerPolicy) -> str:
     """What still speaks against a training that drift asks for; empty if nothing."""
     recent = [t for t in seen.trained_at_ms if t > seen.now_ms - policy.budget_window_ms]
     if len(recent) >= policy.budget:

@@ -41,9 +41,7 @@ def alerts_of(
     )
 
 
-def _drift(  # noqa: PLR0911 - one return a transition
-    before: WindowVerdict | None, verdict: WindowVerdict
-) -> list[tuple[str, str]]:
+def _drift(before: WindowVerdict | None, verdict: WindowVerdict) -> list[tuple[str, str]]:
     was = before.phase if before is not None else Phase.WARMING
     if verdict.phase == was:
         return []

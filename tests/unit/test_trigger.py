@@ -24,7 +24,7 @@ def test_an_alarm_with_enough_data_trains_with_one_key_for_one_alarm() -> None:
     first, second = decide(seen(), POLICY), decide(seen(now_ms=61_000), POLICY)
     assert isinstance(first, Train)
     assert isinstance(second, Train)
-    assert first.key == second.key == "drift:a1"
+    assert first.key == second.key == "drift:a1#0"
     assert first.from_ms < ALARM.changed_at_ms < first.until_ms
 
 

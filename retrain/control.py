@@ -98,7 +98,9 @@ class Alarms:
             case severity if severity == ACT:
                 changed = {m.name: m.value for m in alert.measures}.get(CHANGED_AT_MS)
                 at = alert.window_start if changed is None else int(changed)
-                self.alarm = Alarm(alert_ids=(alert.alert_id,), changed_at_ms=at)
+                self.alarm = Alarm(
+                    alert_ids=(alert.alert_id,), changed_at_ms=at, version=alert.model_version
+                )
             case severity if severity in (DATA_QUALITY, LABELS_UNTRUSTED):
                 self.incident = alert.message
             case severity if severity == CLEAR and alert.stream == "quality":
@@ -230,6 +232,8 @@ class Controller:
 
     def _facts(self) -> Facts:
         alarm = self._alarms.alarm
+        if alarm and self._release and alarm.version != self._release.stable:
+            alarm = None  # about a model that no longer serves
         lists, positives = self._progress.since(alarm.changed_at_ms) if alarm else (0, 0)
         training = self._situation.state == State.TRAINING
         return Facts(

@@ -32,6 +32,7 @@ class Alarm:
 
     alert_ids: tuple[str, ...]
     changed_at_ms: int
+    version: int = 0  # the stable model whose answers it is about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

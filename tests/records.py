@@ -27,7 +27,7 @@ def records(record_type: type) -> st.SearchStrategy[Any]:
     )
 
 
-def _of(hint: Any, name: str) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one case a kind of hint
+def _of(hint: Any, name: str) -> st.SearchStrategy[Any]:
     if get_origin(hint) in (Union, types.UnionType):
         return st.none() | _of(next(a for a in get_args(hint) if a is not types.NoneType), name)
     if get_origin(hint) is tuple:

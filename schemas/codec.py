@@ -248,7 +248,7 @@ def _checker(schema: Any) -> Check:
     return check_record
 
 
-def _field_check(kind: Any) -> Check | None:  # noqa: PLR0911 - one case a kind
+def _field_check(kind: Any) -> Check | None:
     if isinstance(kind, list):
         inner = next((c for c in map(_field_check, kind) if c), None)
         return None if inner is None else lambda value: None if value is None else inner(value)
@@ -328,7 +328,7 @@ def _nullable(step: Step | None) -> Step | None:
     return None if step is None else lambda value: None if value is None else step(value)
 
 
-def _build_step(hint: Any) -> Step | None:  # noqa: PLR0911 - one case a kind
+def _build_step(hint: Any) -> Step | None:
     inner = _optional(hint)
     if inner is not None:
         return _nullable(_build_step(inner))
@@ -342,7 +342,7 @@ def _build_step(hint: Any) -> Step | None:  # noqa: PLR0911 - one case a kind
     return None
 
 
-def _unbuild_step(hint: Any) -> Step | None:  # noqa: PLR0911 - one case a kind
+def _unbuild_step(hint: Any) -> Step | None:
     inner = _optional(hint)
     if inner is not None:
         return _nullable(_unbuild_step(inner))

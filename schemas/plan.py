@@ -147,7 +147,7 @@ def _dtype(node: Any) -> pl.DataType:
             return _PRIMITIVE[kind]
 
 
-def _wire(node: Any, *, wide: bool) -> Any:  # noqa: PLR0911 - one case a kind
+def _wire(node: Any, *, wide: bool) -> Any:
     """The type as the wrapper declares it: enums and (where `wide`) ints as long."""
     if isinstance(node, list):
         inner, _ = _nullable(node)

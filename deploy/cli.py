@@ -1,0 +1,258 @@
+"""The command `millstream`: global options, the commands of every package, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deploy import own_version
+from ingest.settings import Settings
+from schemas.errors import MillstreamError, Misconfigured, Refused
+
+# Their modules import what is heavy only inside commands: `millstream --help` is quick.
+PACKAGES = ("ingest.cli", "features.cli", "inference.cli", "retrain.cli", "deploy.demo")
+
+app = typer.Typer(
+    name="millstream",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="User-behaviour events in Kafka become features, recommendations, and fresh models.",
+)
+stack_app = typer.Typer(no_args_is_help=True, help="Kafka, Valkey and the registry, here.")
+app.add_typer(stack_app, name="stack")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+_out = Console()
+_err = Console(stderr=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        _out.print(f"millstream {own_version()}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    bootstrap_servers: Annotated[str | None, typer.Option(help="Kafka, host:port.")] = None,
+    registry_url: Annotated[str | None, typer.Option(help="Schema registry.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="Redis or Valkey.")] = None,
+    profile: Annotated[str | None, typer.Option(help="production or demo.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Before every topic and group name.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print it."),
+    ] = False,
+) -> None:
+    """Options before the command override MILLSTREAM_* variables and the settings file."""
+    settings = Settings.load(file=config)
+    context.obj = replace(
+        settings,
+        bootstrap_servers=bootstrap_servers or settings.bootstrap_servers,
+        registry_url=registry_url or settings.registry_url,
+        redis_url=redis_url or settings.redis_url,
+        profile=profile or settings.profile,
+        topic_prefix=settings.topic_prefix if prefix is None else prefix,
+    )
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download what is missing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """
+    Check what Millstream needs on this machine, and say what to do. Exit code 2 on a problem.
+
+    Example: `millstream doctor --fetch`
+    """
+    from deploy import doctor as checks  # noqa: PLC0415 - keeps --help quick
+    from deploy import kafka  # noqa: PLC0415
+
+    settings: Settings = context.obj
+    if fetch:
+        with _err.status("fetching Kafka (45 MB, once)"):
+            kafka.prepare(settings.cache_dir)
+    with _err.status("looking"):
+        found = list(checks.examine(settings))
+    if as_json:
+        print_json([asdict(check) for check in found])
+    else:
+        rows = [
+            ("[green]ok[/]" if c.ok else "[red]no[/]", c.name, c.found, "" if c.ok else c.remedy)
+            for c in found
+        ]
+        print_table(("", "what", "found", "to do"), rows)
+    if not all(check.ok for check in found):
+        raise typer.Exit(2)
+
+
+@stack_app.command("up")
+def stack_up(
+    context: typer.Context,
+    partitions: Annotated[int, typer.Option(min=1, help="Of every keyed topic.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """
+    Start Kafka, Valkey and the registry on this machine and create the topics. Idempotent.
+
+    Data and logs are under `out/stack` and survive a restart.
+
+    Example: `millstream stack up --partitions 4`
+    """
+    from deploy import stack  # noqa: PLC0415 - keeps --help quick
+
+    settings: Settings = context.obj
+    with _err.status("starting") as spinner:
+        started = stack.up(settings, partitions, tell=spinner.update)
+        spinner.update("creating topics")
+        created = stack.create_topics(settings, partitions)
+    if not as_json:
+        _err.print(
+            f"started: {', '.join(started) or 'nothing, all was up'}; "
+            f"topics created: {len(created)}"
+        )
+    _print_status(settings, as_json=as_json)
+
+
+@stack_app.command("down")
+def stack_down(
+    context: typer.Context,
+    delete_data: Annotated[
+        bool, typer.Option("--delete-data", help="Also delete log, rows, archive and models.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """
+    Stop what `stack up` started. Its data stays, unless told otherwise.
+
+    Example: `millstream stack down`
+    """
+    from deploy import stack  # noqa: PLC0415 - keeps --help quick
+
+    with _err.status("stopping"):
+        stopped = stack.down(context.obj, delete_data=delete_data)
+    if as_json:
+        print_json({"stopped": stopped, "data_deleted": delete_data})
+        return
+    for name, clean in stopped.items():
+        _out.print(f"{name} {'stopped' if clean else 'was killed: it did not stop in time'}")
+    if not stopped:
+        _out.print("nothing was up")
+
+
+@stack_app.command("status")
+def stack_status(context: typer.Context, as_json: Json = False) -> None:
+    """
+    What is up, where, its version, pid and memory. Exit code 1 if a part is down.
+
+    Example: `millstream stack status --json`
+    """
+    from deploy import stack  # noqa: PLC0415 - keeps --help quick
+
+    _print_status(context.obj, as_json=as_json)
+    if any(part.state in ("down", "starting") for part in stack.status(context.obj)):
+        raise typer.Exit(1)
+
+
+def _print_status(settings: Settings, *, as_json: bool) -> None:
+    from deploy import stack  # noqa: PLC0415 - keeps --help quick
+
+    found = stack.status(settings)
+    if as_json:
+        print_json([asdict(part) for part in found])
+        return
+    rows = [
+        (
+            part.name,
+            f"[{'green' if part.state == 'up' else 'yellow'}]{part.state}[/]",
+            part.address,
+            part.version,
+            str(part.pid or ""),
+            f"{part.resident_bytes / 1e6:.0f} MB" if part.resident_bytes else "",
+        )
+        for part in found
+    ]
+    print_table(("part", "state", "address", "version", "pid", "memory"), rows)
+    _err.print(f"logs: {settings.stack_dir / 'logs'}", highlight=False)
+
+
+def print_json(value: object) -> None:
+    """JSON on standard output, for programs."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output, for people."""
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _out.print(table)
+
+
+@cache
+def build() -> typer.Typer:
+    """The whole command line: ours and every package's."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name).register(app)
+    return app
+
+
+def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:
+    """
+    Run one command. The exit code: 0 done, 1 failed, 2 misconfigured, 3 refused, 130 interrupted.
+
+    Args:
+        commands: other commands than ours.
+
+    >>> run(["--no-such-option"])
+    2
+    """
+    try:
+        (commands or build())(args=list(arguments), prog_name="millstream")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except MillstreamError as error:
+        _err.print(f"[red]{type(error).__name__}[/]: ", end="")
+        _err.print(str(error), markup=False, highlight=False)
+        return _exit_code(error)
+    return 0
+
+
+def _exit_code(error: MillstreamError) -> int:
+    match error:
+        case Misconfigured():
+            return 2
+        case Refused():
+            return 3
+        case _:
+            return 1
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Exit codes and messages of the command line."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from deploy import cli
+from schemas.errors import Misconfigured, ProcessFailed, Refused
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (Misconfigured("set it"), 2),
+        (Refused("the gate said no"), 3),
+        (ProcessFailed("it stopped [here]"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_kind_of_error_has_its_exit_code_and_its_text(
+    raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    app = typer.Typer()
+    app.command()(fail)
+    assert cli.run([], app) == code
+    assert str(raised) in capsys.readouterr().err
+
+
+def test_a_bad_setting_is_told_with_all_others_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MILLSTREAM_TIMEOUT_S", "soon")
+    monkeypatch.setenv("MILLSTREAM_NONSENSE", "1")
+    assert cli.run(["stack", "status"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "MILLSTREAM_TIMEOUT_S='soon' is not a float" in told
+    assert "MILLSTREAM_NONSENSE is not a setting" in told
+
+
+def test_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("millstream ")

@@ -1,0 +1,249 @@
+"""
+Metrics: a closed set of names, each with its kind, labels and meaning.
+
+A name that is not here does not type-check; a label that is not declared raises.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, get_args
+
+import prometheus_client as prom
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+# Seconds, from a cache hit to a stuck broker.
+LATENCY_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Sizes: records of a batch, rows of a model call.
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """What a metric is."""
+
+    kind: Kind
+    doc: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = LATENCY_S  # of a histogram
+
+
+MetricName = Literal[
+    "dead_letters.records",
+    "features.corrupt_rows",
+    "features.duplicates",
+    "features.events",
+    "features.freshness_s",
+    "features.late",
+    "features.misplaced",
+    "join.examples",
+    "join.late_labels",
+    "archive.records",
+    "loop.batch_records",
+    "loop.moved",
+    "loop.position",
+    "loop.records",
+    "loop.retries",
+    "monitor.alerts",
+    "monitor.statistic",
+    "serve.batch_rows",
+    "serve.fallbacks",
+    "serve.latency_s",
+    "serve.model_faults",
+    "serve.model_version",
+    "serve.requests",
+    "serve.rows_missing",
+    "serve.stale",
+    "serve.swap_stall_s",
+]
+
+METRICS: Final[Mapping[MetricName, MetricSpec]] = {
+    "dead_letters.records": MetricSpec("counter", "records refused", ("topic", "reason")),
+    "features.corrupt_rows": MetricSpec("counter", "rows read as empty: corrupt or foreign"),
+    "features.duplicates": MetricSpec("counter", "events dropped: their id was in the ring"),
+    "features.events": MetricSpec("counter", "events folded into rows"),
+    "features.freshness_s": MetricSpec(
+        "histogram", "from an event's record timestamp to its row being readable"
+    ),
+    "features.late": MetricSpec("counter", "events dropped: older than the horizon"),
+    "features.misplaced": MetricSpec("counter", "events sent on to the partition of their key"),
+    "join.examples": MetricSpec("counter", "examples written"),
+    "join.late_labels": MetricSpec("counter", "labels that came after their list was closed"),
+    "archive.records": MetricSpec("counter", "records archived", ("topic",)),
+    "loop.batch_records": MetricSpec(
+        "histogram", "records of a batch", ("loop",), buckets=tuple(map(float, SIZES))
+    ),
+    "loop.moved": MetricSpec("counter", "times a sink's position was not ours", ("loop",)),
+    "loop.position": MetricSpec(
+        "gauge", "next offset, as stored by the sink", ("loop", "topic", "partition")
+    ),
+    "loop.records": MetricSpec("counter", "records handled and written", ("loop",)),
+    "loop.retries": MetricSpec("counter", "waits for something unavailable", ("loop", "error")),
+    "monitor.alerts": MetricSpec("counter", "drift alerts raised", ("severity",)),
+    "monitor.statistic": MetricSpec("gauge", "evidence of drift", ("stream",)),
+    "serve.batch_rows": MetricSpec(
+        "histogram", "rows of a model call", buckets=tuple(map(float, SIZES))
+    ),
+    "serve.fallbacks": MetricSpec("counter", "answers without the model", ("reason",)),
+    "serve.latency_s": MetricSpec("histogram", "time of a stage of an answer", ("stage",)),
+    "serve.model_faults": MetricSpec("counter", "model calls that failed", ("version",)),
+    "serve.model_version": MetricSpec("gauge", "version that serves", ("arm",)),
+    "serve.requests": MetricSpec("counter", "requests answered", ("status",)),
+    "serve.rows_missing": MetricSpec("counter", "requests scored with default features"),
+    "serve.stale": MetricSpec("counter", "answers older than the event asked for"),
+    "serve.swap_stall_s": MetricSpec("histogram", "how long a swap of versions held up answers"),
+}
+
+
+class Metrics(Protocol):
+    """
+    Where numbers go. Thread-safe, and cheap enough to call once a batch.
+
+    Implementations must pass `tests.contracts.metrics.MetricsContract`.
+    """
+
+    def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
+        """Add to a counter."""
+
+    def observe(self, name: MetricName, value: float, **labels: str) -> None:
+        """Put a value into a histogram."""
+
+    def gauge(self, name: MetricName, value: float, **labels: str) -> None:
+        """Set a gauge."""
+
+
+class MemoryMetrics:
+    """
+    Numbers to look at in a test or a report.
+
+    >>> metrics = MemoryMetrics()
+    >>> metrics.count("features.events", 3)
+    >>> metrics.value("features.events")
+    3.0
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[tuple[MetricName, tuple[str, ...]], float] = {}
+        self._observed: dict[tuple[MetricName, tuple[str, ...]], list[float]] = {}
+
+    def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
+        key = (name, _checked(name, "counter", labels))
+        if n < 0:
+            raise ValueError(f"{name} only grows, got {n}")
+        with self._lock:
+            self._values[key] = self._values.get(key, 0.0) + n
+
+    def observe(self, name: MetricName, value: float, **labels: str) -> None:
+        key = (name, _checked(name, "histogram", labels))
+        with self._lock:
+            self._observed.setdefault(key, []).append(value)
+
+    def gauge(self, name: MetricName, value: float, **labels: str) -> None:
+        key = (name, _checked(name, "gauge", labels))
+        with self._lock:
+            self._values[key] = float(value)
+
+    def value(self, name: MetricName, **labels: str) -> float:
+        """A counter or gauge (0 if never touched), or the number of values of a histogram."""
+        spec = METRICS[name]
+        key = (name, _checked(name, spec.kind, labels))
+        with self._lock:
+            if spec.kind == "histogram":
+                return float(len(self._observed.get(key, ())))
+            return self._values.get(key, 0.0)
+
+    def observed(self, name: MetricName, **labels: str) -> list[float]:
+        """All values put into a histogram."""
+        with self._lock:
+            return list(self._observed.get((name, _checked(name, "histogram", labels)), ()))
+
+
+class PrometheusMetrics:
+    """
+    For Prometheus to scrape, in a registry of its own.
+
+    >>> metrics = PrometheusMetrics()
+    >>> metrics.count("serve.requests", status="OK")
+    >>> metrics.value("serve.requests", status="OK")
+    1.0
+    """
+
+    def __init__(self) -> None:
+        self.registry = prom.CollectorRegistry()
+        self._counters: dict[str, prom.Counter] = {}
+        self._gauges: dict[str, prom.Gauge] = {}
+        self._histograms: dict[str, prom.Histogram] = {}
+        for name, spec in METRICS.items():
+            known = (prometheus_name(name), spec.doc, spec.labels)
+            if spec.kind == "counter":
+                self._counters[name] = prom.Counter(*known, registry=self.registry)
+            elif spec.kind == "gauge":
+                self._gauges[name] = prom.Gauge(*known, registry=self.registry)
+            else:
+                self._histograms[name] = prom.Histogram(
+                    *known, registry=self.registry, buckets=spec.buckets
+                )
+
+    def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
+        values = _checked(name, "counter", labels)
+        counter = self._counters[name]
+        (counter.labels(*values) if values else counter).inc(n)
+
+    def observe(self, name: MetricName, value: float, **labels: str) -> None:
+        values = _checked(name, "histogram", labels)
+        histogram = self._histograms[name]
+        (histogram.labels(*values) if values else histogram).observe(value)
+
+    def gauge(self, name: MetricName, value: float, **labels: str) -> None:
+        values = _checked(name, "gauge", labels)
+        gauge = self._gauges[name]
+        (gauge.labels(*values) if values else gauge).set(value)
+
+    def value(self, name: MetricName, **labels: str) -> float:
+        """A counter or gauge (0 if never touched), or the number of values of a histogram."""
+        spec = METRICS[name]
+        _checked(name, spec.kind, labels)
+        suffix = {"counter": "_total", "gauge": "", "histogram": "_count"}[spec.kind]
+        return self.registry.get_sample_value(prometheus_name(name) + suffix, labels) or 0.0
+
+    @contextmanager
+    def served(self, port: int, host: str = "127.0.0.1") -> Iterator[int]:
+        """Answer scrapes on `port` (0: a free one) from a thread. Yields the port."""
+        server, thread = prom.start_http_server(port, host, registry=self.registry)
+        try:
+            yield int(server.server_port)
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def prometheus_name(name: str) -> str:
+    """
+    A metric's name without its kind's suffix.
+
+    >>> prometheus_name("serve.latency_s")
+    'millstream_serve_latency_seconds'
+    """
+    flat = "millstream_" + name.replace(".", "_")
+    return flat.removesuffix("_s") + "_seconds" if flat.endswith("_s") else flat
+
+
+def _checked(name: MetricName, kind: Kind, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The labels' values in declared order."""
+    spec = METRICS[name]
+    if spec.kind != kind or set(labels) != set(spec.labels):
+        raise ValueError(
+            f"{name} is a {spec.kind} with labels {list(spec.labels)}, "
+            f"used as a {kind} with {sorted(labels)}"
+        )
+    return tuple(labels[label] for label in spec.labels)
+
+
+if set(get_args(MetricName)) != set(METRICS):
+    raise RuntimeError("MetricName and METRICS must name the same metrics")

@@ -120,15 +120,11 @@ class RedisStore:
             raise PositionMoved(f"partition {lease.partition} was written while {lease} folded")
         return moved
 
-    def clear(self, lease: Lease) -> int:
-        count = 0
-        for keys in self._scan(self._patterns(lease.partition)):
-            self.read(lease, (), ())
-            with self._watching():
-                done = self._writer.ask(["MULTI"], ["UNLINK", *keys], ["EXEC"], held=True)[-1]
-            if done is None:
-                raise PositionMoved(f"partition {lease.partition} was taken over while cleared")
-            count += done[0]
+    def clear(self, lease: Lease, *, position: bool = False) -> int:
+        pages = self._scan(self._patterns(lease.partition))
+        count = sum(self._delete(lease, keys) for keys in pages)
+        if position:
+            self._delete(lease, [self._position_key(lease.partition)])
         return count
 
     def snapshots(self, users: Mapping[int, Sequence[str]]) -> dict[int, Snapshot]:
@@ -182,6 +178,15 @@ class RedisStore:
         if items:
             key = self._waiting_key(partition)
             self._reader.ask_again(["EVAL", _SETTLE, 1, key, mark, *items])
+
+    def _delete(self, lease: Lease, keys: Sequence[bytes | str]) -> int:
+        """Delete keys while the lease holds; their number."""
+        self.read(lease, (), ())
+        with self._watching():
+            done = self._writer.ask(["MULTI"], ["UNLINK", *keys], ["EXEC"], held=True)[-1]
+        if done is None:
+            raise PositionMoved(f"partition {lease.partition} was taken over while cleared")
+        return int(done[0])
 
     def _changes(self, moved: Lease, update: Update) -> list[Command]:
         partition = moved.partition

@@ -124,12 +124,12 @@ class RowWriter(Protocol):
             StoreUnavailable: full, read-only, gone; nothing was acknowledged.
         """
 
-    def clear(self, lease: Lease) -> int:
+    def clear(self, lease: Lease, *, position: bool = False) -> int:
         """
         Delete all rows, partials and unpublished marks of the partition, and return their number.
 
         For a partition that starts at the beginning of its log: whatever stands there is left over
-        from a lost position.
+        from a lost position. With `position` that goes too, last: the partition was of another log.
 
         Raises:
             PositionMoved: somebody else owns the partition; what was deleted is theirs to refold.

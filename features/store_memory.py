@@ -56,11 +56,12 @@ class MemoryStore:
             held.position = lease.position.at(update.next_offset, update.origins)
             return Lease(partition=lease.partition, position=held.position)
 
-    def clear(self, lease: Lease) -> int:
+    def clear(self, lease: Lease, *, position: bool = False) -> int:
         with self._lock:
             held = self._owned(lease)
             count = len(held.rows) + len(held.partials)
-            self._partitions[lease.partition] = _Partition(position=held.position)
+            kept = None if position else held.position
+            self._partitions[lease.partition] = _Partition(position=kept)
             return count
 
     def snapshots(self, users: Mapping[int, Sequence[str]]) -> dict[int, Snapshot]:

@@ -272,6 +272,13 @@ class StoreContract:
         assert store.positions([0]) == {0: START.at(4)}
         assert store.keys(1).users == {"ann"}
 
+    def test_clear_deletes_the_position_too_when_told(self, store: Store, lease: Lease) -> None:
+        moved = store.write(lease, update(4, {"ann": b"A"}))
+        store.clear(moved, position=True)
+        assert store.positions([0]) == {0: None}
+        assert store.keys(0).users == frozenset()
+        assert store.claim(0, START).position == START
+
     def test_a_zombie_clears_nothing(self, store: Store, other: Store, lease: Lease) -> None:
         store.write(lease, update(4, {"ann": b"A"}))
         taken = other.claim(0, None)

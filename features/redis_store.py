@@ -110,8 +110,7 @@ class RedisStore:
     def write(self, lease: Lease, update: Update) -> Lease:
         if self._watched != lease:
             self.read(lease, (), ())
-        position = lease.position.at(update.next_offset, update.origins)
-        moved = Lease(partition=lease.partition, position=position)
+        moved = Lease(partition=lease.partition, position=lease.position.after(update))
         with self._watching():
             done = self._writer.ask(["MULTI"], *self._changes(moved, update), ["EXEC"], held=True)[
                 -1
@@ -354,6 +353,7 @@ def _encoded(position: Position) -> str:
             "epoch": position.epoch,
             "next": position.next_offset,
             "origins": position.origins,
+            "counts": position.counts,
         }
     )
 
@@ -369,6 +369,7 @@ def _decoded(stored: bytes | None) -> Position | None:
             epoch=found["epoch"],
             next_offset=found["next"],
             origins=tuple((partition, offset) for partition, offset in found["origins"]),
+            counts=tuple((name, count) for name, count in found["counts"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise Misconfigured(

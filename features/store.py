@@ -18,6 +18,7 @@ class Position:
 
     `origins` says it of the misplaced events that other partitions sent here: they come in the
     order of their first place, so a repeat (a sender that was killed) is known for certain.
+    `counts` is what became of all records before `next_offset`: exact, as the rows are.
     """
 
     cluster_id: str
@@ -25,11 +26,20 @@ class Position:
     epoch: int  # grows by one with every claim: older owners are fenced
     next_offset: int
     origins: tuple[tuple[int, int], ...] = ()  # (origin partition, next offset of it), sorted
+    counts: tuple[tuple[str, int], ...] = ()  # sorted; names of `features.worker.Counts`
 
-    def at(self, next_offset: int, origins: tuple[tuple[int, int], ...] | None = None) -> Position:
+    def at(self, next_offset: int) -> Position:
         """The same lease, further along."""
-        kept = self.origins if origins is None else origins
-        return replace(self, next_offset=next_offset, origins=kept)
+        return replace(self, next_offset=next_offset)
+
+    def after(self, update: Update) -> Position:
+        """The same lease, once the update is written."""
+        return replace(
+            self,
+            next_offset=update.next_offset,
+            origins=self.origins if update.origins is None else update.origins,
+            counts=self.counts if update.counts is None else update.counts,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,7 @@ class Update:
     partials: Mapping[str, bytes]
     next_offset: int
     origins: tuple[tuple[int, int], ...] | None = None  # None: as before
+    counts: tuple[tuple[str, int], ...] | None = None  # None: as before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

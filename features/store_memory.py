@@ -53,7 +53,7 @@ class MemoryStore:
             held.rows.update(update.rows)
             held.partials.update(update.partials)
             held.unpublished.update(dict.fromkeys(update.partials, update.next_offset))
-            held.position = lease.position.at(update.next_offset, update.origins)
+            held.position = lease.position.after(update)
             return Lease(partition=lease.partition, position=held.position)
 
     def clear(self, lease: Lease, *, position: bool = False) -> int:

@@ -112,13 +112,19 @@ class StoreContract:
         assert store.positions([0]) == {0: START.at(8)}
         store.read(moved, [], [])
 
-    def test_the_position_carries_origins_until_they_are_replaced(
+    def test_the_position_carries_origins_and_counts_until_they_are_replaced(
         self, store: Store, other: Store, lease: Lease
     ) -> None:
-        moved = store.write(lease, Update(rows={}, partials={}, next_offset=3, origins=((2, 9),)))
-        assert other.positions([0])[0] == moved.position == START.at(3, ((2, 9),))
+        moved = store.write(
+            lease,
+            Update(
+                rows={}, partials={}, next_offset=3, origins=((2, 9),), counts=(("folded", 3),)
+            ),
+        )
+        assert other.positions([0])[0] == moved.position
         moved = store.write(moved, update(4))
-        assert other.claim(0, None).position.origins == ((2, 9),)
+        claimed = other.claim(0, None).position
+        assert (claimed.origins, claimed.counts) == (((2, 9),), (("folded", 3),))
 
     def test_partials_are_read_with_the_position_they_stand_at(
         self, store: Store, other: Store, lease: Lease

@@ -40,7 +40,7 @@ demo: setup ## the whole loop, live; HEADLESS=1: bounded, writes out/demo/report
 	$(BIN)/millstream demo $(if $(HEADLESS),--headless)
 
 test: setup lint ## every seam and contract, on real Kafka and Valkey
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

@@ -73,7 +73,8 @@ def service(options: KafkaOptions, *, log: Path | None = None) -> Service:
             # Half the threads and 80 MB less than G1, at the same rate on 2 cores.
             "-XX:+UseSerialGC",
             "-Djava.awt.headless=true",
-            "--sun-misc-unsafe-memory-access=allow",  # else a warning at each start
+            # Compression and buffers use what Java will once forbid: else a warning at each start.
+            *("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"),
             f"-Dlog4j2.configurationFile={logging}",
             *_ahead_of_time(options.cache_dir),
             *("-cp", classpath, "kafka.Kafka", str(properties)),

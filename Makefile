@@ -17,9 +17,12 @@ help: ## what can be made
 
 setup: $(STAMP) ## everything from PyPI and Maven Central into .venv and the cache; idempotent
 
-# A linked .venv belongs to somebody else: it is used as it is.
+# A linked .venv belongs to somebody else: it is used as it is, or dropped if it leads nowhere.
 $(STAMP): requirements.lock pyproject.toml deploy/kafka-jars.lock
-	@if [ -L $(VENV) ]; then echo "setup: $(VENV) is a link and is used as it is"; else \
+	@if [ -L $(VENV) ] && [ -x $(BIN)/python ]; then \
+		echo "setup: $(VENV) is a link and is used as it is"; $(BIN)/python -m deploy.kafka; \
+	else \
+		if [ -L $(VENV) ]; then rm $(VENV); fi; \
 		$(MAKE) --no-print-directory install && touch $(STAMP); fi
 
 .PHONY: install
@@ -37,7 +40,7 @@ endif
 	$(BIN)/python -m deploy.kafka
 
 demo: setup ## the whole loop, live; HEADLESS=1: bounded, writes out/demo/report.json
-	$(BIN)/millstream demo $(if $(HEADLESS),--headless)
+	$(BIN)/python -m deploy.cli demo $(if $(HEADLESS),--headless)
 
 test: setup lint ## every seam and contract, on real Kafka and Valkey
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -14,7 +14,7 @@ def part(batch: RecordBatch, first: int, last: int) -> RecordBatch:
     """
     Records `first` to `last` (exclusive) of a batch; adjoining parts are contiguous.
 
-    A hole between two records belongs to the part before it.
+    A hole between two records belongs to the part before it; a batch without records has one part.
 
     >>> whole = empty(TopicPartition("t", 0), 5, 9)
     >>> part(whole, 0, 0).next_offset

@@ -20,7 +20,7 @@ class Clock(Protocol):
         """Seconds from an arbitrary start. Never goes back; for durations."""
 
     def sleep(self, seconds: float) -> None:
-        """Return after `seconds` have passed on this clock."""
+        """Return after `seconds` have passed on this clock; at once if that is 0 or less."""
 
 
 class SystemClock:
@@ -33,7 +33,7 @@ class SystemClock:
         return time.monotonic()  # noqa: TID251 - the one reader
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: TID251 - the one sleeper
+        time.sleep(max(0.0, seconds))  # noqa: TID251 - the one sleeper
 
 
 class ManualClock:

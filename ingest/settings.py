@@ -60,7 +60,9 @@ class Settings:
             try:
                 found[f.name] = _converted(text, str(f.type))
             except ValueError:
-                problems.append(f"{name}={text!r} is not a {str(f.type).lower()}")
+                problems.append(
+                    f"{name}={text!r} is not a{'n' if f.type == 'int' else ''} {f.type}"
+                )
         problems += [f"unknown setting {name!r} in the settings file" for name in sorted(given)]
         known = {PREFIX + f.name.upper() for f in fields(cls)} | {PREFIX + "CONFIG"}
         problems += [

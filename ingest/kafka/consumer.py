@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from types import NoneType
 from typing import Any
 
 import confluent_kafka as ck
@@ -78,7 +80,8 @@ class _Reader:
     def _take_in(self, messages: list[ck.Message]) -> None:
         errors = list(map(ck.Message.error, messages))
         ends: dict[TopicPartition, int] = {}
-        if any(e is not None for e in errors):
+        # By type: the library's errors cannot be compared with None.
+        if {*map(type, errors)} != {NoneType}:
             ends = self._events(messages, errors)
             messages = [m for m, e in zip(messages, errors, strict=True) if e is None]
         batches = self._cut(messages) if messages else []
@@ -93,14 +96,18 @@ class _Reader:
                 self._pending.append(empty(tp, start, end))
 
     def _cut(self, messages: list[ck.Message]) -> Iterator[RecordBatch]:
+        # Column by column through C: each Python step a record would cost as much as the record.
         n = len(messages)
-        headers = map(ck.Message.headers, messages)
+        timestamps = chain.from_iterable(map(ck.Message.timestamp, messages))  # (kind, ms) each
+        headers = list(map(ck.Message.headers, messages))
         columns = Columns(
             np.fromiter(map(ck.Message.offset, messages), np.int64, n),
-            np.array(list(map(ck.Message.timestamp, messages)), np.int64)[:, 1],
+            np.fromiter(timestamps, np.int64, 2 * n)[1::2].copy(),
             list(map(ck.Message.key, messages)),
             list(map(ck.Message.value, messages)),
-            {i: _headers(h) for i, h in enumerate(headers) if h is not None},
+            {}
+            if headers.count(None) == n
+            else {i: _headers(h) for i, h in enumerate(headers) if h is not None},
         )
         partitions: list[Any] = list(map(ck.Message.partition, messages))
         topics: list[Any] | None = None
@@ -267,6 +274,8 @@ class KafkaGroupSource:
         on_revoked: Callable[[Sequence[TopicPartition]], None],
     ) -> None:
         def assigned(consumer: ck.Consumer, found: list[ck.TopicPartition]) -> None:
+            if self._closed:  # a rebalance met us on the way out: no answer would come
+                return
             partitions = [TopicPartition(p.topic, p.partition) for p in found]
             try:
                 positions = self._resume_at(partitions)

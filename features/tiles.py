@@ -1,0 +1,228 @@
+"""
+Tiles: mergeable event counts by (span, bucket, event type), of users' rows and of items' partials.
+
+A key packs span, bucket and type into 32 bits, so that the order of keys is the order of span,
+then time, then type:
+
+    bits 30-31  span: 0 total, 1 day, 2 hour
+    bits  4-29  bucket: days or hours since the epoch (UTC); 0 for the total
+    bits  0-3   event type
+
+Which tiles are kept depends on the newest event time alone, and it may be judged once, by the
+newest time of a whole batch, instead of event by event: a tile inside the kept span at the end was
+inside it at every moment before (the newest time only grows), so none of its events was turned
+away; a tile outside the span at the end is dropped at the end, whenever its events came. Counts
+saturate at 2**32 - 1; as they only grow, that too is the same wherever a batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.declare import DAY_MS, HOUR_MS
+from features.ragged import owners, spans, splits_of
+
+TOTAL, DAY, HOUR = 0, 1, 2
+MAX_COUNT = 2**32 - 1
+TYPES = 16  # places of a window table: event types fit in 4 bits
+EARLIEST_MS = 1  # 0 marks an empty row
+LATEST_MS = (2**26 - 1) * HOUR_MS  # the last hour bucket that fits: in the year 9625
+
+_SPAN_SHIFT = 30
+_BUCKET_SHIFT = 4
+_SIZE_MS = {DAY: DAY_MS, HOUR: HOUR_MS}
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Tiles of n rows: row i owns `splits[i]:splits[i + 1]`, sorted by key."""
+
+    splits: NDArray[np.int64]  # [n + 1]
+    key: NDArray[np.uint32]
+    count: NDArray[np.uint32]
+
+
+class HasTiles(Protocol):
+    """Anything that carries tiles under the names that `Rows` uses."""
+
+    @property
+    def tile_splits(self) -> NDArray[np.int64]: ...
+    @property
+    def tile_key(self) -> NDArray[np.uint32]: ...
+    @property
+    def tile_count(self) -> NDArray[np.uint32]: ...
+
+
+class Kept(NamedTuple):
+    """How many buckets are kept, the newest event's own bucket included."""
+
+    hours: int
+    days: int
+
+
+def tile_key(span: int, bucket: int, event_type: int) -> int:
+    """
+    One packed key.
+
+    >>> hex(tile_key(HOUR, 1, 3))
+    '0x80000013'
+    """
+    return (span << _SPAN_SHIFT) | (bucket << _BUCKET_SHIFT) | event_type
+
+
+def tile_keys(
+    event_type: NDArray[np.uint8], event_time_ms: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """Keys of the three tiles that each event falls into, [3, n]: total, day, hour."""
+    keys = np.empty((3, len(event_type)), np.uint32)
+    keys[TOTAL] = event_type
+    for span, size_ms in _SIZE_MS.items():
+        bucket = (event_time_ms // size_ms).astype(np.uint32) << np.uint32(_BUCKET_SHIFT)
+        keys[span] = bucket | event_type | np.uint32(span << _SPAN_SHIFT)
+    return keys
+
+
+def oldest_kept(newest_ms: NDArray[np.int64], kept: Kept) -> NDArray[np.uint32]:
+    """The smallest key of each span that a row with this newest time keeps, [3, n]."""
+    least = np.zeros((3, len(newest_ms)), np.uint32)
+    for span, buckets in ((DAY, kept.days), (HOUR, kept.hours)):
+        oldest = np.maximum(newest_ms // _SIZE_MS[span] - buckets + 1, 0).astype(np.uint32)
+        least[span] = (oldest << np.uint32(_BUCKET_SHIFT)) | np.uint32(span << _SPAN_SHIFT)
+    return least
+
+
+def add(
+    tiles: Tiles,
+    row: NDArray[np.int64],
+    keys: NDArray[np.uint32],
+    newest_ms: NDArray[np.int64],
+    kept: Kept,
+) -> Tiles:
+    """
+    Count events into the tiles of n rows, and drop what is no longer kept.
+
+    Args:
+        row: [e] the row of each event, in any order.
+        keys: [3, e] from `tile_keys`.
+        newest_ms: [n] each row's newest event time, these events included.
+    """
+    found, times = _counted((row.astype(np.uint64) << np.uint64(32)) | keys)
+    have = (owners(tiles.splits).astype(np.uint64) << np.uint64(32)) | tiles.key
+    place = np.searchsorted(have, found)
+    known = place < len(have)
+    known[known] = have[place[known]] == found[known]
+    grown = tiles.count.astype(np.uint64)
+    grown[place[known]] += times[known]
+    fresh = ~known
+    is_new = np.zeros(len(have) + int(fresh.sum()), np.bool_)
+    is_new[place[fresh] + np.arange(int(fresh.sum()))] = True
+    key, count = np.empty(len(is_new), np.uint64), np.empty(len(is_new), np.uint64)
+    key[is_new], count[is_new] = found[fresh], times[fresh]
+    key[~is_new], count[~is_new] = have, grown
+    return _pruned(key, np.minimum(count, MAX_COUNT).astype(np.uint32), newest_ms, kept)
+
+
+def summed(
+    rows: NDArray[np.int64], key: NDArray[np.uint32], count: NDArray[np.uint32], n: int
+) -> Tiles:
+    """Tiles of n rows from loose ones: those of equal row and key are added up, saturating."""
+    wide = (rows.astype(np.uint64) << np.uint64(32)) | key
+    order = np.argsort(wide, kind="stable")
+    wide = wide[order]
+    first = _run_starts(wide)
+    total = np.add.reduceat(count[order].astype(np.uint64), first) if len(first) else first
+    return Tiles(
+        _splits_by_row(wide[first], n),
+        (wide[first] & np.uint64(MAX_COUNT)).astype(np.uint32),
+        np.minimum(total, MAX_COUNT).astype(np.uint32),
+    )
+
+
+def take(tiles: Tiles, index: NDArray[np.int64]) -> Tiles:
+    """Tiles of the rows `index`, in that order."""
+    lengths = np.diff(tiles.splits)[index]
+    at = spans(tiles.splits[index], lengths)
+    return Tiles(splits_of(lengths), tiles.key[at], tiles.count[at])
+
+
+def window_table(
+    tiles: Tiles,
+    now_ms: NDArray[np.int64],
+    *,
+    hours: int = 0,
+    days: int = 0,
+    closed: bool = False,
+) -> NDArray[np.int64]:
+    """
+    Counts of every event type in a window that ends at each row's now, [n, TYPES] int64.
+
+    Give `hours` or `days`; neither: the totals. The window is the bucket of now and those before
+    it, so many in all; `closed` leaves the bucket of now out and goes one further back.
+    """
+    n = len(now_ms)
+    if hours and days:
+        raise ValueError(f"hours={hours} and days={days}: give one of them")
+    if hours or days:
+        span, wide = (HOUR, hours) if hours else (DAY, days)
+        newest = now_ms // _SIZE_MS[span] - (1 if closed else 0)
+        base = span << _SPAN_SHIFT
+        low = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
+        high = base + (np.maximum(newest + 1, 0) << _BUCKET_SHIFT)
+    else:
+        low, high = np.zeros(n, np.int64), np.full(n, TYPES, np.int64)
+    row = owners(tiles.splits)
+    inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
+    place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
+    # float64 sums are exact here: at most 880 counts below 2**32 each.
+    sums = np.bincount(place, weights=tiles.count[inside], minlength=n * TYPES)
+    return sums.astype(np.int64).reshape(n, TYPES)
+
+
+def window_counts(
+    rows: HasTiles,
+    event_types: Sequence[int],
+    now_ms: NDArray[np.int64],
+    *,
+    hours: int = 0,
+    days: int = 0,
+) -> NDArray[np.int64]:
+    """Events of these types in the window up to and with the bucket of now, [n] int64."""
+    tiles = Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
+    table = window_table(tiles, now_ms, hours=hours, days=days)
+    return np.asarray(table[:, list(event_types)].sum(axis=1), np.int64)
+
+
+def _counted(wide: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Distinct values, ascending, and how often each occurs."""
+    flat = np.sort(wide, axis=None)
+    first = _run_starts(flat)
+    return flat[first], np.diff(first, append=len(flat)).astype(np.uint64)
+
+
+def _run_starts(ascending: NDArray[np.uint64]) -> NDArray[np.int64]:
+    changes = np.ones(len(ascending), np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=changes[1:])
+    return np.flatnonzero(changes)
+
+
+def _splits_by_row(wide: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
+    """Splits of n rows whose entries carry their row in the upper 32 bits, ascending."""
+    return np.searchsorted(wide, np.arange(n + 1, dtype=np.uint64) << np.uint64(32))
+
+
+def _pruned(
+    wide: NDArray[np.uint64],
+    count: NDArray[np.uint32],
+    newest_ms: NDArray[np.int64],
+    kept: Kept,
+) -> Tiles:
+    row = (wide >> np.uint64(32)).astype(np.int64)
+    key = wide.astype(np.uint32)
+    least = oldest_kept(newest_ms, kept)
+    stays = np.flatnonzero(key >= least[key >> np.uint32(_SPAN_SHIFT), row])
+    return Tiles(_splits_by_row(wide[stays], len(newest_ms)), key[stays], count[stays])

@@ -117,9 +117,7 @@ class StoreContract:
     ) -> None:
         moved = store.write(
             lease,
-            Update(
-                rows={}, partials={}, next_offset=3, origins=((2, 9),), counts=(("folded", 3),)
-            ),
+            Update(rows={}, partials={}, next_offset=3, origins=((2, 9),), counts=(("folded", 3),)),
         )
         assert other.positions([0])[0] == moved.position
         moved = store.write(moved, update(4))

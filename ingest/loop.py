@@ -74,7 +74,8 @@ class LoopPolicy:
     max_records: int = 5000  # of a batch
     poll_s: float = 0.2  # how soon a stop is noticed while nothing comes
     max_idle_s: float | None = None  # nothing came for so long: done; None: never
-    max_attempts: int = 8  # in a row, then the error goes up and the process starts anew
+    # In a row (45 s in all: a broker restarts in 20), then the error goes up, the process ends.
+    max_attempts: int = 12
     backoff_s: float = 0.1  # before the first retry; doubles
     max_backoff_s: float = 10.0
 

@@ -88,6 +88,7 @@ class _Reader:
         for batch in batches:
             tp = TopicPartition(batch.topic, batch.partition)
             self.positions[tp] = batch.next_offset
+            self._seen.add(tp.topic)
             self._pending.append(batch)
         for tp, end in ends.items():
             start = self.positions.get(tp, end)

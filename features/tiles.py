@@ -150,6 +150,20 @@ def take(tiles: Tiles, index: NDArray[np.int64]) -> Tiles:
     return Tiles(splits_of(lengths), tiles.key[at], tiles.count[at])
 
 
+def words_of_tiles(tiles: Tiles) -> NDArray[np.uint64]:
+    """The stored form: key | count << 32 of each tile."""
+    pairs = np.empty((len(tiles.key), 2), "<u4")
+    pairs[:, 0] = tiles.key
+    pairs[:, 1] = tiles.count
+    return pairs.view("<u8")[:, 0]
+
+
+def tiles_of_words(splits: NDArray[np.int64], words: NDArray[np.uint64]) -> Tiles:
+    """Tiles from their stored form: views, nothing is copied."""
+    halves = words.view(np.uint32)
+    return Tiles(splits, halves[0::2], halves[1::2])
+
+
 def window_table(
     tiles: Tiles,
     now_ms: NDArray[np.int64],

@@ -1,0 +1,404 @@
+"""
+Items: what their users did with them (partials, tables of tiles) and what the catalogue says.
+
+A partial is the tiles of one item over one partition of user-events, absolute: a repeat replaces
+its predecessor, readers add up the partitions'. Its stored form, known only to this module, is an
+array of little-endian 64-bit words:
+
+    0  checksum: xxh3-64 of everything after it
+    1  magic and version
+    2  fingerprint of the feature set
+    3  number of tiles t
+    4  newest event time, ms
+    t  key | count << 32
+
+One bucket more is kept than a user's row keeps: windows over items are closed (they leave out the
+bucket of now), so the newest 24 closed hours are the 24 before the newest event's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import tiles as tiling
+from features.arena import Arena, ArenaView
+from features.declare import HOUR_MS, RowPolicy
+from features.hash_index import HashIndex
+from features.hashing import hash_ids
+from features.ragged import owners, spans, splits_of
+from features.rows import sealed, unsealed
+from features.tiles import Kept, Tiles, tiles_of_words, words_of_tiles
+from schemas.events import Item, ItemFeatures
+
+CATEGORIES: Final = 8  # places for an item's categories; more are left out
+_CHUNK: Final = 65_536  # items whose tiles are gathered at a time
+
+HEADER_WORDS: Final = 5
+_MAGIC: Final = int.from_bytes(b"MSITEM", "big") << 16 | 1  # the last 16 bits are the version
+_WORD: Final = np.dtype("<u8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partials:
+    """Aggregates of n items over one partition."""
+
+    newest_ms: NDArray[np.int64]  # [n] newest event time; 0: no events
+    tiles: Tiles
+
+    def __len__(self) -> int:
+        return len(self.newest_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPartials:
+    """Partials in the order of their stored values; `corrupt` are those that came out empty."""
+
+    partials: Partials
+    corrupt: tuple[int, ...]
+
+
+def empty_partials(n: int) -> Partials:
+    """Partials of n items that nothing has happened to."""
+    nothing = np.empty(0, np.uint32)
+    return Partials(
+        newest_ms=np.zeros(n, np.int64), tiles=Tiles(np.zeros(n + 1, np.int64), nothing, nothing)
+    )
+
+
+def kept_for_items(policy: RowPolicy) -> Kept:
+    """What a partial keeps under this policy."""
+    return Kept(hours=policy.hour_tiles + 1, days=policy.day_tiles + 1)
+
+
+def fold_partials(
+    partials: Partials,
+    item: NDArray[np.int64],
+    event_type: NDArray[np.uint8],
+    event_time_ms: NDArray[np.int64],
+    policy: RowPolicy,
+) -> Partials:
+    """
+    Count accepted events into the partials of their items.
+
+    Args:
+        item: [e] index of each event's item in `partials`; the events may be in any order.
+    """
+    newest = partials.newest_ms.copy()
+    np.maximum.at(newest, item, event_time_ms)
+    keys = tiling.tile_keys(event_type, event_time_ms)
+    kept = kept_for_items(policy)
+    return Partials(newest_ms=newest, tiles=tiling.add(partials.tiles, item, keys, newest, kept))
+
+
+def encode_partials(partials: Partials, fingerprint: str) -> list[bytes]:
+    """The stored form of each partial."""
+    wide = np.diff(partials.tiles.splits)
+    splits = splits_of(HEADER_WORDS + wide)
+    words = np.empty(int(splits[-1]), _WORD)
+    at = splits[:-1]
+    words[at + 1] = _MAGIC
+    words[at + 2] = int(fingerprint, 16)
+    words[at + 3] = wide.view(np.uint64)
+    words[at + 4] = partials.newest_ms.view(np.uint64)
+    words[spans(at + HEADER_WORDS, wide)] = words_of_tiles(partials.tiles)
+    return sealed(words, splits)
+
+
+def decode_partials(values: Sequence[bytes | None], fingerprint: str) -> DecodedPartials:
+    """
+    Partials from their stored form. None gives an empty one; so does what is damaged or not ours.
+
+    >>> decode_partials([None, b"rubbish"], "00" * 8).corrupt
+    (1,)
+    """
+    words, splits, corrupt = unsealed(values, HEADER_WORDS, (_MAGIC, int(fingerprint, 16)), _sizes)
+    wide = np.maximum(np.diff(splits) - HEADER_WORDS, 0)
+    there = np.flatnonzero(np.diff(splits))
+    newest = np.zeros(len(values), np.int64)
+    newest[there] = words[splits[there] + 4].view(np.int64)
+    found = words[spans(splits[:-1] + HEADER_WORDS, wide)]
+    return DecodedPartials(
+        partials=Partials(newest_ms=newest, tiles=tiles_of_words(splits_of(wide), found)),
+        corrupt=corrupt,
+    )
+
+
+def _sizes(counts: NDArray[np.uint64]) -> NDArray[np.int64]:
+    # A count past any real one must not overflow; the length then differs, and that is the point.
+    return HEADER_WORDS + np.minimum(counts, np.uint64(2**32)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """The catalogue's words on items, as columns."""
+
+    hashes: NDArray[np.uint64]
+    listed: NDArray[np.bool_]
+    available: NDArray[np.bool_]
+    categories: NDArray[np.uint64]  # [n, CATEGORIES]
+    creator: NDArray[np.uint64]
+    published_ms: NDArray[np.int64]
+    price: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def grown(self, capacity: int) -> _Columns:
+        """A copy with room for so many items."""
+        columns = {}
+        for name in _Columns.__slots__:
+            column = getattr(self, name)
+            columns[name] = np.zeros((capacity, *column.shape[1:]), column.dtype)
+            columns[name][: len(column)] = column
+        return _Columns(**columns)
+
+    def put(self, at: NDArray[np.int64], other: _Columns) -> None:
+        """Overwrite these places."""
+        for name in _Columns.__slots__:
+            getattr(self, name)[at] = getattr(other, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """All that a reader needs, published by swapping one reference."""
+
+    size: int
+    columns: _Columns  # [capacity]
+    lookup: HashIndex
+    tiles: ArenaView
+
+
+class ItemTable:
+    """
+    Every item of the catalogue or of the events, with aggregates summed over partitions.
+
+    One thread may put while others read. An index, once given, stays the item's for good; the
+    arrays that the properties return are as of their call, and never change.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+        self.ids: list[str] = []
+        self.titles: list[str] = []
+        self._sums = Arena()
+        self._parts: dict[int, Arena] = {}  # by partition of user-events
+        self._state = _State(
+            size=0, columns=_columns([]), lookup=HashIndex(), tiles=self._sums.view()
+        )
+
+    def __len__(self) -> int:
+        return self._state.size
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """[n] hashes of the ids."""
+        state = self._state
+        return state.columns.hashes[: state.size]
+
+    @property
+    def listed(self) -> NDArray[np.bool_]:
+        """[n] whether the catalogue has named the item; if not, only events have."""
+        state = self._state
+        return state.columns.listed[: state.size]
+
+    @property
+    def available(self) -> NDArray[np.bool_]:
+        """[n] whether the item may be recommended."""
+        state = self._state
+        return state.columns.available[: state.size]
+
+    @property
+    def categories(self) -> NDArray[np.uint64]:
+        """[n, CATEGORIES] hashes of the categories; 0 pads."""
+        state = self._state
+        return state.columns.categories[: state.size]
+
+    @property
+    def creator(self) -> NDArray[np.uint64]:
+        """[n] hash of the creator; 0: none."""
+        state = self._state
+        return state.columns.creator[: state.size]
+
+    @property
+    def published_ms(self) -> NDArray[np.int64]:
+        """[n] time of publication; 0: not known."""
+        state = self._state
+        return state.columns.published_ms[: state.size]
+
+    @property
+    def price(self) -> NDArray[np.float32]:
+        """[n] price; NaN: none."""
+        state = self._state
+        return state.columns.price[: state.size]
+
+    def index(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Index of each item hash, [m]; -1: unknown."""
+        return self._state.lookup.find(hashes)
+
+    def by_id(self, item_id: str) -> int:
+        """Index of one item; -1: unknown."""
+        at = int(self.index(hash_ids([item_id]))[0])
+        return at if at >= 0 and self.ids[at] == item_id else -1
+
+    def window_counts(
+        self,
+        index: NDArray[np.int64],
+        event_types: Sequence[int],
+        now_ms: NDArray[np.int64] | int,
+        *,
+        hours: int = 0,
+        days: int = 0,
+    ) -> NDArray[np.int64]:
+        """Events of these types in the closed window before now, [m]; unknown items have none."""
+        table = self.window_table(index, now_ms, hours=hours, days=days)
+        return np.asarray(table[:, list(event_types)].sum(axis=1), np.int64)
+
+    def window_table(
+        self,
+        index: NDArray[np.int64],
+        now_ms: NDArray[np.int64] | int,
+        *,
+        hours: int = 0,
+        days: int = 0,
+    ) -> NDArray[np.int64]:
+        """
+        Counts of every event type, [m, TYPES], in tiles closed before now: the bucket of now is
+        left out, so that serving and backfill agree. Neither hours nor days: the totals, open.
+        """
+        tiles = self._state.tiles
+        hour = np.broadcast_to(np.asarray(now_ms, np.int64) // HOUR_MS, index.shape)
+        known = np.flatnonzero(index >= 0)
+        table = np.zeros((len(index), tiling.TYPES), np.int64)
+        # Many requests ask for the same item in the same hour: count it once.
+        first, again = _distinct(index[known], hour[known])
+        item, now = index[known][first], hour[known][first] * HOUR_MS
+        found = np.empty((len(item), tiling.TYPES), np.int64)
+        for at in range(0, len(item), _CHUNK):
+            part = slice(at, at + _CHUNK)
+            found[part] = tiling.window_table(
+                tiles.take(item[part]), now[part], hours=hours, days=days, closed=True
+            )
+        table[known] = found[again]
+        return table
+
+    def put_items(self, items: Sequence[Item]) -> None:
+        """Take in catalogue entries; of one item's, the last counts."""
+        newest = list({item.item_id: item for item in items}.values())
+        columns = _columns(newest)
+        state = self._state
+        at = state.lookup.find(columns.hashes)
+        old, new = np.flatnonzero(at >= 0), np.flatnonzero(at < 0)
+        kept = state.columns
+        if len(old):  # readers hold the arrays: what changes is changed in a copy
+            kept = kept.grown(len(kept))
+            kept.put(at[old], _picked(columns, old))
+            for i in old.tolist():
+                self.titles[at[i]] = newest[i].title
+        named = [(newest[i].item_id, newest[i].title) for i in new.tolist()]
+        self._publish(self._with_new(kept, _picked(columns, new), named))
+
+    def put_partials(self, partials: Sequence[ItemFeatures]) -> int:
+        """
+        Take in aggregates: each replaces what its partition said of its item before.
+
+        Returns:
+            How many were refused: damaged, or of another feature set.
+        """
+        newest = list({(p.item_id, p.partition): p for p in partials}.values())
+        decoded = decode_partials([p.partial for p in newest], self._fingerprint)
+        good = np.setdiff1d(np.arange(len(newest)), np.array(decoded.corrupt, np.int64))
+        ids = [newest[i].item_id for i in good.tolist()]
+        at = self._index_or_add(ids)
+        partition = np.array([newest[i].partition for i in good.tolist()], np.int64)
+        for p in np.unique(partition).tolist():
+            mine = np.flatnonzero(partition == p)
+            arena = self._parts.setdefault(p, Arena())
+            arena.reserve(len(self))
+            arena.put(at[mine], tiling.take(decoded.partials.tiles, good[mine]))
+        self._sum_up(np.unique(at))
+        return len(decoded.corrupt)
+
+    def _index_or_add(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Index of each id; those that the catalogue has not named (yet) become unlisted items."""
+        hashes = hash_ids(ids)
+        missing = np.flatnonzero(self._state.lookup.find(hashes) < 0)
+        if len(missing):
+            names = list(dict.fromkeys(ids[i] for i in missing.tolist()))
+            columns = _columns([Item(item_id=n, title=n, available=False) for n in names])
+            columns.listed[:] = False
+            named = [(name, name) for name in names]
+            self._publish(self._with_new(self._state.columns, columns, named))
+        return self._state.lookup.find(hashes)
+
+    def _with_new(
+        self, columns: _Columns, new: _Columns, named: Sequence[tuple[str, str]]
+    ) -> _State:
+        """The state with these items behind the others. Nobody reads there before it is out."""
+        size = self._state.size
+        grown = size + len(new)
+        if grown > len(columns):
+            columns = columns.grown(max(grown, 2 * len(columns), 64))
+        at = np.arange(size, grown)
+        columns.put(at, new)
+        self.ids.extend(item_id for item_id, _ in named)
+        self.titles.extend(title for _, title in named)
+        self._sums.reserve(len(columns))
+        lookup = self._state.lookup
+        if len(new):
+            lookup = lookup.with_added(new.hashes, at)
+        return _State(size=grown, columns=columns, lookup=lookup, tiles=self._sums.view())
+
+    def _sum_up(self, items: NDArray[np.int64]) -> None:
+        """Add up the partitions of these items, and publish."""
+        rows, keys, counts = [], [], []
+        for arena in self._parts.values():
+            arena.reserve(len(self))
+            part = arena.view().take(items)
+            rows.append(owners(part.splits))
+            keys.append(part.key)
+            counts.append(part.count)
+        if rows:
+            total = tiling.summed(
+                np.concatenate(rows), np.concatenate(keys), np.concatenate(counts), len(items)
+            )
+            self._sums.put(items, total)
+            self._publish(replace(self._state, tiles=self._sums.view()))
+
+    def _publish(self, state: _State) -> None:
+        self._state = state
+
+
+def _columns(items: Sequence[Item]) -> _Columns:
+    n = len(items)
+    padded = [
+        name
+        for item in items
+        for name in (*item.categories[:CATEGORIES], *[None] * (CATEGORIES - len(item.categories)))
+    ]
+    return _Columns(
+        hashes=hash_ids([item.item_id for item in items]),
+        listed=np.ones(n, np.bool_),
+        available=np.array([item.available for item in items], np.bool_),
+        categories=hash_ids(padded).reshape(n, CATEGORIES),
+        creator=hash_ids([item.creator for item in items]),
+        published_ms=np.array([item.published_at or 0 for item in items], np.int64),
+        price=np.array([np.nan if i.price is None else i.price for i in items], np.float32),
+    )
+
+
+def _picked(columns: _Columns, index: NDArray[np.int64]) -> _Columns:
+    return _Columns(**{name: getattr(columns, name)[index] for name in _Columns.__slots__})
+
+
+def _distinct(
+    item: NDArray[np.int64], hour: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First place of each distinct (item, hour), and which of them each place is."""
+    pairs = (item << 26) | hour  # hours fit in 26 bits, see features.tiles
+    _, first, again = np.unique(pairs, return_index=True, return_inverse=True)
+    return first, again

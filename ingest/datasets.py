@@ -65,11 +65,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
-        """The events of rows `start` to `stop`, some thousand rows at a time."""
+    def chunks(
+        self, start: int = 0, stop: int | None = None, *, shift_ms: int = 0
+    ) -> Iterator[Chunk]:
+        """The events of rows `start` to `stop`, later by `shift_ms`, some thousand rows a time."""
         end = len(self) if stop is None else min(stop, len(self))
         for at in range(start, end, CHUNK_ROWS):
             part = self.rows[at : min(at + CHUNK_ROWS, end)]
+            part = part.with_columns(pl.col("time_ms") + shift_ms)  # event ids do not hold it
             events: list[UserEvent] = []
             repeated: list[bool] = []
             for row in part.iter_rows(named=True):

@@ -169,13 +169,13 @@ class Replay:
         start, stop = plan.rows(len(self._dataset))
         began_s = self._clock.monotonic_s()
         first_ms: int | None = None
-        for chunk in self._dataset.chunks(start, stop):
+        for chunk in self._dataset.chunks(start, stop, shift_ms=shift_ms):
             for event, repeated in zip(chunk.events, chunk.repeated, strict=True):
                 first_ms = event.event_time if first_ms is None else first_ms
                 if plan.speed is not None:
                     ahead_s = (event.event_time - first_ms) / 1000 / plan.speed
                     self._sleep_until(began_s + ahead_s, sent, on_progress)
-                yield replace(event, event_time=event.event_time + shift_ms), repeated
+                yield event, repeated
             sent.rows += chunk.rows
             sent.repeated_rows += chunk.repeated_rows
             if on_progress is not None:

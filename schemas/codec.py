@@ -352,8 +352,10 @@ def _unbuild_step(hint: Any) -> Step | None:
     if is_dataclass(hint) and isinstance(hint, type):
         return _unbuilder(hint)
     if isinstance(hint, type) and issubclass(hint, IntEnum):
-        # A plain number is taken too: EventType(3) and 3 are equal everywhere else.
-        return lambda value: hint(value).name
+        # A plain number is taken too: EventType(3) and 3 are equal everywhere else, but not in
+        # their hashes.
+        names = {member: member.name for member in hint}
+        return (names | {int(member): name for member, name in names.items()}).__getitem__
     if isinstance(hint, type) and issubclass(hint, Enum):
         return lambda value: hint(value).value
     return None

@@ -191,3 +191,25 @@ def test_a_simulation_that_is_told_to_stop_stops(line: Line) -> None:
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "requests" in out
+
+
+def test_kuairand_is_on_the_log_with_exactly_its_counts(line: Line) -> None:
+    folder = next(
+        (
+            p / "shared/data/kuairand"
+            for p in Path(__file__).parents
+            if (p / "shared/data").is_dir()
+        ),
+        None,
+    )
+    if folder is None:
+        pytest.skip("real data is not here: put kuairand into ../shared/data")
+    code, out = line("replay", "kuairand", str(folder), "--json")
+    sent = json.loads(out)["sent"]
+    assert (code, sent["rows"], sent["repeated_rows"], sent["items"]) == (0, 94_784, 2_750, 7_583)
+    del sent["distinct"]["PROFILE"]
+    assert sent["distinct"] == {
+        "IMPRESSION": 92_034, "CLICK": 41_118, "LIKE": 1_603, "SHARE": 76, "DISLIKE": 63,
+        "VIEW": 28_946,
+    }  # fmt: skip
+    assert line.events() == sent["events"]

@@ -47,7 +47,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def unpacked() -> Path:
     """The unpacked archive, fetched once into the cache by jgo."""
-    home = Path(os.environ.get("TEST_APICURIO", Settings().cache_dir / f"{NAME}-{VERSION}"))  # noqa: TID251
+    cached = Settings().cache_dir.expanduser() / f"{NAME}-{VERSION}"
+    home = Path(os.environ.get("TEST_APICURIO", cached))  # noqa: TID251
     if not (home / "quarkus-run.jar").exists():
         from jgo.maven import MavenContext
 

@@ -42,6 +42,7 @@ MetricName = Literal[
     "features.misplaced",
     "join.examples",
     "join.late_labels",
+    "join.skipped",
     "archive.records",
     "loop.batch_records",
     "loop.moved",
@@ -73,6 +74,7 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "features.misplaced": MetricSpec("counter", "events sent on to the partition of their key"),
     "join.examples": MetricSpec("counter", "examples written"),
     "join.late_labels": MetricSpec("counter", "labels that came after their list was closed"),
+    "join.skipped": MetricSpec("counter", "answers that give no example", ("reason",)),
     "archive.records": MetricSpec("counter", "records archived", ("topic",)),
     "loop.batch_records": MetricSpec(
         "histogram", "records of a batch", ("loop",), buckets=tuple(map(float, SIZES))

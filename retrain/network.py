@@ -1,0 +1,273 @@
+"""
+The two-tower recommender in Keras: who the user is now, what each item is, and their dot product.
+
+User tower: a self-attentive encoder over the row's history whose last position is a query that also
+carries the user's counters, attributes and context. Item tower: an embedding of the id, plus those
+of its content (categories, creator), plus a bias that starts at the item's log popularity, so that
+training begins where the popularity ranking ends. All preprocessing (vocabulary, bins, scales) is
+inside the graph. Index 0 of the item tower is the unknown item: its id says nothing, its content
+does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from features.declare import Array
+from retrain.recipe import NetworkPolicy
+from retrain.roles import HISTORY_ITEMS, Roles
+
+Tensors = Mapping[str, tf.Tensor]
+
+_BINS = 32  # of each number in the history: quantiles of the training's values
+_CLIP = 4.0  # standard deviations that a scaled number may lie from its mean
+_MASKED = -1e9  # a finite "never", safe in a softmax
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knowledge:
+    """
+    What is taken from the training's data before the first step, and baked into the graph.
+
+    items:   [v] item hashes as int64, ascending; item i has index i + 1.
+    prior:   [v + 1] log share of each item's choices; index 0 is the unknown item.
+    content: by content feature, [v] or [v, length] int64.
+    edges:   by number of the history, ascending bin edges.
+    scales:  by number of the user, (mean, standard deviation) of its signed logarithm.
+    """
+
+    items: NDArray[np.int64]
+    prior: NDArray[np.float32]
+    content: Mapping[str, NDArray[np.int64]]
+    edges: Mapping[str, NDArray[np.float32]]
+    scales: Mapping[str, tuple[float, float]]
+
+
+def signed_log(values: Array) -> NDArray[np.float64]:
+    """
+    Logarithm that keeps the sign and 0; what is not a number counts as 0.
+
+    >>> signed_log(np.array([0.0, -1.0, np.nan, np.e - 1]))
+    array([ 0.  , -0.69,  0.  ,  1.  ])
+    """
+    known = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return np.asarray(np.sign(known) * np.log1p(np.abs(known)))
+
+
+def edges_of(values: Array) -> NDArray[np.float32]:
+    """
+    Quantile bin edges of the finite values, each once.
+
+    >>> edges_of(np.array([1.0, 1.0, np.nan])).tolist()
+    [1.0]
+    """
+    known = np.asarray(values, np.float32)[np.isfinite(values)]
+    if not len(known):
+        return np.zeros(1, np.float32)
+    return np.unique(np.quantile(known, np.linspace(0, 1, _BINS)).astype(np.float32))
+
+
+def scale_of(values: Array) -> tuple[float, float]:
+    """Mean and standard deviation (1 for a constant) of the signed logarithm."""
+    logs = signed_log(values)
+    return float(logs.mean()), float(logs.std()) or 1.0
+
+
+class Block(keras.layers.Layer):
+    """Pre-norm self-attention and feed-forward. With `last`, only the last position goes on."""
+
+    def __init__(self, policy: NetworkPolicy, *, last: bool) -> None:
+        super().__init__()
+        self.heads, self.last = policy.heads, last
+        width, dense = policy.width, keras.layers.Dense
+        self.norms = [keras.layers.LayerNormalization() for _ in range(2)]
+        self.query, self.key_value, self.out = dense(width), dense(2 * width), dense(width)
+        self.wide, self.narrow = dense(2 * width, activation="gelu"), dense(width)
+        self.drops = [keras.layers.Dropout(policy.dropout) for _ in range(2)]
+
+    def call(self, states: tf.Tensor, real: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[batch, length, width] and [batch, length] (1: real) to [batch, length or 1, width]."""
+        normed = self.norms[0](states)
+        if self.last:
+            states = states[:, -1:]
+        key, value = tf.split(self.key_value(normed), 2, axis=-1)
+        query = self.query(normed[:, -1:] if self.last else normed)
+        attended = _attended(query, key, value, real, self.heads)
+        states += self.drops[0](self.out(attended), training=training)
+        forward = self.narrow(self.wide(self.norms[1](states)))
+        return states + self.drops[1](forward, training=training)
+
+
+class Network(keras.Model):  # one object must hold all layers, so that Keras finds the weights
+    """The two towers. Call it with user features by name for [batch, v] scores of known items."""
+
+    def __init__(self, policy: NetworkPolicy, roles: Roles, knowledge: Knowledge) -> None:
+        super().__init__()
+        self.policy, self.roles, self.knowledge = policy, roles, knowledge
+        self.ids = _embedding(len(knowledge.items) + 1, policy.width)
+        self.content = {
+            n: _embedding(policy.content_buckets + 1, policy.width) for n in roles.content
+        }
+        self.bias = self.add_weight(
+            shape=knowledge.prior.shape,
+            initializer=lambda shape, dtype: tf.constant(knowledge.prior, dtype),
+            name="bias",
+        )
+        self.places = _embedding(roles.history_length, policy.width)
+        self.types = {n: _embedding(64, policy.width) for n in roles.history_types}
+        self.numbers = {
+            n: _embedding(len(knowledge.edges[n]) + 2, policy.width) for n in roles.history_numbers
+        }
+        self.attributes = {
+            n: _embedding(policy.attribute_buckets + 1, policy.width) for n in roles.hashed
+        }
+        self.context = [
+            keras.layers.Dense(policy.width, activation="gelu"),
+            keras.layers.Dense(policy.width),
+        ]
+        self.blocks = [Block(policy, last=i == policy.blocks - 1) for i in range(policy.blocks)]
+        self.norm = keras.layers.LayerNormalization()
+        # Zero: at the first step every user's ranking is the popular one.
+        self.head = keras.layers.Dense(policy.width, kernel_initializer="zeros")
+
+    def call(self, inputs: Tensors, training: bool = False) -> tf.Tensor:
+        """Scores of the known items, [batch, v]."""
+        vectors, bias = self.items(training=training)
+        return self.scores(self.user(inputs, vectors, training=training), vectors, bias)
+
+    def scores(self, users: tf.Tensor, vectors: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        """[batch, width] against all items: [batch, v], the unknown item left out."""
+        return tf.matmul(users, vectors[1:], transpose_b=True) + bias[1:]
+
+    def items(self, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """Item tower: vectors [v + 1, width] and biases [v + 1]; row 0 is the unknown item."""
+        ids, bias = self.ids.embeddings, tf.convert_to_tensor(self.bias)
+        if training and self.policy.unknown_share:
+            hidden = tf.random.uniform([len(self.knowledge.items) + 1]) < self.policy.unknown_share
+            ids = tf.where(hidden[:, None], ids[:1], ids)
+            bias = tf.where(hidden, bias[0], bias)
+        return ids + self.content_of(self.knowledge.content, pad=True), bias
+
+    def content_of(self, content: Mapping[str, Any], *, pad: bool = False) -> tf.Tensor:
+        """
+        Sum over the content features of their values' mean embedding, [m, width].
+
+        Args:
+            content: by name, [m] or [m, length] int64; 0 pads.
+            pad: put a row of nothing before the first, for the unknown item.
+        """
+        total = tf.zeros([1, self.policy.width])
+        for name, table in self.content.items():
+            values = tf.convert_to_tensor(content[name], tf.int64)
+            values = values[:, None] if values.shape.rank == 1 else values
+            bucket = _bucket(values, self.policy.content_buckets)
+            real = tf.cast(bucket > 0, tf.float32)[..., None]
+            mean = tf.reduce_sum(table(bucket) * real, 1) / tf.maximum(tf.reduce_sum(real, 1), 1.0)
+            total += tf.pad(mean, [[1, 0], [0, 0]]) if pad else mean
+        return total
+
+    def index(self, hashes: tf.Tensor) -> tf.Tensor:
+        """Vocabulary index of item hashes (int64, any shape); 0 where unknown."""
+        known = tf.constant(self.knowledge.items)
+        flat = tf.reshape(hashes, [-1])
+        at = tf.minimum(tf.searchsorted(known, flat), len(self.knowledge.items) - 1)
+        found = tf.where(tf.gather(known, at) == flat, at + 1, 0)
+        return tf.reshape(found, tf.shape(hashes))
+
+    def user(self, inputs: Tensors, vectors: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """User tower, [batch, width]. `vectors` are those of the item tower."""
+        states, real = self._history(inputs, vectors)
+        query = self._context(inputs)[:, None]
+        states = tf.concat([states, query], axis=1)
+        real = tf.concat([real, tf.ones_like(real[:, :1])], axis=1)
+        for block in self.blocks:
+            states = block(states, real=real, training=training)
+        return self.head(self.norm(states[:, -1]))
+
+    def _history(self, inputs: Tensors, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """States [batch, length, width] and which are real [batch, length]."""
+        hashes = inputs[HISTORY_ITEMS]
+        states = tf.gather(vectors, self.index(hashes)) + self.places.embeddings
+        for name, table in self.types.items():
+            states += table(tf.clip_by_value(inputs[name], 0, 63))
+        for name, table in self.numbers.items():
+            states += table(_bin(inputs[name], self.knowledge.edges[name]))
+        return states, tf.cast(hashes != 0, tf.float32)
+
+    def _context(self, inputs: Tensors) -> tf.Tensor:
+        """Counters, attributes and context, [batch, width]."""
+        batch = tf.shape(inputs[HISTORY_ITEMS])[0]
+        parts = [tf.ones([batch, 1])] + [
+            tf.reshape(_scaled(inputs[n], self.knowledge.scales[n]), [batch, -1])
+            for n in self.roles.numbers
+        ]
+        found = self.context[1](self.context[0](tf.concat(parts, axis=1)))
+        for name, table in self.attributes.items():
+            values = inputs[name]
+            values = values[:, None] if values.shape.rank == 1 else values
+            bucket = _bucket(values, self.policy.attribute_buckets)
+            found += tf.reduce_sum(table(bucket) * tf.cast(bucket > 0, tf.float32)[..., None], 1)
+        return found
+
+
+def masked_seen(
+    network: Network, logits: tf.Tensor, history: tf.Tensor, target: tf.Tensor
+) -> tf.Tensor:
+    """Scores [batch, v] with the items of each history out of the race, the target never."""
+    index = network.index(history)
+    row = tf.repeat(tf.range(tf.shape(index)[0]), tf.shape(index)[1])
+    cell = tf.stack([row, tf.reshape(index, [-1])], axis=1)
+    wide = len(network.knowledge.items) + 1
+    counts = tf.scatter_nd(cell, tf.ones_like(row, tf.float32), [tf.shape(index)[0], wide])[:, 1:]
+    out = (counts > 0) & (tf.range(wide - 1) != target[:, None])
+    return tf.where(out, _MASKED, logits)
+
+
+def _attended(
+    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, real: tf.Tensor, heads: int
+) -> tf.Tensor:
+    """Scaled dot-product attention of `heads` heads, [batch, queries, width]."""
+    batch, width = tf.shape(query)[0], query.shape[-1]
+
+    def split(states: tf.Tensor) -> tf.Tensor:
+        apart = tf.reshape(states, [batch, -1, heads, width // heads])
+        return tf.transpose(apart, [0, 2, 1, 3])
+
+    weights = tf.matmul(split(query), split(key), transpose_b=True) * (width // heads) ** -0.5
+    weights = tf.nn.softmax(weights + (1.0 - real[:, None, None]) * _MASKED)
+    joined = tf.transpose(tf.matmul(weights, split(value)), [0, 2, 1, 3])
+    return tf.reshape(joined, [batch, -1, width])
+
+
+def _embedding(rows: int, width: int) -> keras.layers.Embedding:
+    layer = keras.layers.Embedding(
+        rows, width, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02)
+    )
+    layer.build()
+    return layer
+
+
+def _bucket(values: tf.Tensor, buckets: int) -> tf.Tensor:
+    """Hash bucket of 64-bit hashes, 1..buckets; 0 stays 0."""
+    low = tf.bitwise.bitwise_and(values, tf.constant(buckets - 1, tf.int64))
+    return tf.where(values == 0, tf.zeros_like(low), low + 1)
+
+
+def _bin(values: tf.Tensor, edges: NDArray[np.float32]) -> tf.Tensor:
+    """Bin of each number, 1..len(edges) + 1; 0 for what is not a number."""
+    found = 1 + tf.searchsorted(tf.constant(edges), tf.reshape(values, [-1]), side="right")
+    return tf.where(tf.math.is_nan(values), 0, tf.reshape(found, tf.shape(values)))
+
+
+def _scaled(values: tf.Tensor, scale: tuple[float, float]) -> tf.Tensor:
+    """As `signed_log`, then to mean 0 and deviation 1, clipped."""
+    known = tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
+    logs = tf.sign(known) * tf.math.log1p(tf.abs(known))
+    return tf.clip_by_value((logs - scale[0]) / scale[1], -_CLIP, _CLIP)

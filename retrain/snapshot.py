@@ -1,0 +1,217 @@
+"""
+What a training reads: an exact list of archive files, their examples, and what is wrong with them.
+
+A snapshot is the newest manifest of every partition at one moment, with its id; the same id is the
+same data. Bad data is found before the first step, and then nothing is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from features import archive
+from features.assemble import ItemFeatures, UserFeatures
+from features.declare import Array, FeatureSet, Level
+from features.example_bytes import LABELS, NUMBERS, TEXTS
+from features.examples import LABELS as LABEL_COUNT
+from features.examples import Examples, concat, take
+from retrain.split import is_positive
+from schemas.errors import Refused
+
+KIND = "examples"
+_BATCH = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFile:
+    """One archive file as the manifest describes it."""
+
+    path: str
+    records: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A fixed set of archive files."""
+
+    id: str  # 16 hex digits over partitions, manifests and files
+    root: Path
+    manifests: tuple[str, ...]  # partition-sequence of each
+    fingerprints: tuple[str, ...]
+    files: tuple[SnapshotFile, ...]
+
+    @property
+    def records(self) -> int:
+        return sum(f.records for f in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SanityPolicy:
+    """How much may be wrong with the data of a training."""
+
+    duplicates: float = 0.001  # share of examples that repeat another's request and item
+    not_numbers: float = 0.5  # share of NaN in one scalar feature
+    most_events: int = 10_000  # on one item in one window: more is no behaviour
+
+
+def take_snapshot(root: Path) -> Snapshot:
+    """The examples of an archive as they stand now."""
+    digest = hashlib.sha256()
+    names, found, fingerprints = [], [], set()
+    for partition, manifest in sorted(archive.manifests(root, KIND).items()):
+        names.append(f"{partition}-{manifest.sequence}")
+        if manifest.files:
+            fingerprints.add(manifest.fingerprint)
+        for file in manifest.files:
+            digest.update(f"{partition} {file.path} {file.sha256}\n".encode())
+            found.append(
+                SnapshotFile(path=f"{KIND}/{file.path}", records=file.records, sha256=file.sha256)
+            )
+    return Snapshot(
+        id=digest.hexdigest()[:16],
+        root=root,
+        manifests=tuple(names),
+        fingerprints=tuple(sorted(fingerprints)),
+        files=tuple(found),
+    )
+
+
+def file_problems(snapshot: Snapshot, features: FeatureSet) -> Iterator[str]:
+    """What is wrong with the files themselves, before they are parsed."""
+    if not snapshot.records:
+        yield f"{snapshot.root / KIND}: no examples"
+    for fingerprint in snapshot.fingerprints:
+        if fingerprint != features.fingerprint:
+            yield f"examples of feature set {fingerprint}, expected {features.fingerprint}"
+    for file in snapshot.files:
+        path = snapshot.root / file.path
+        if not path.exists():
+            yield f"{path}: missing"
+            continue
+        with path.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
+                yield f"{path}: altered"
+
+
+def read(
+    snapshot: Snapshot, features: FeatureSet, *, from_ms: int, until_ms: int, most: int
+) -> Examples:
+    """
+    The newest `most` examples with event time in [from_ms, until_ms), in order of time.
+
+    Raises:
+        Refused: a record does not parse under the feature set.
+    """
+    from features.tfrecord import dataset  # noqa: PLC0415 - loads TensorFlow
+
+    parts = []
+    paths = [snapshot.root / file.path for file in snapshot.files]
+    try:
+        for batch in dataset(paths, features, batch=_BATCH).as_numpy_iterator():
+            part = _examples(batch, features)
+            inside = (part.event_time >= from_ms) & (part.event_time < until_ms)
+            if inside.any():
+                parts.append(part if inside.all() else take(part, np.flatnonzero(inside)))
+    except Exception as error:
+        # tf.data raises its own kinds for a torn or foreign record; all mean: not readable.
+        raise Refused(f"the archive cannot be read: {error!s:.300}") from error
+    if not parts:
+        return _nothing(features)
+    found = concat(parts)
+    order = np.lexsort((found.position, found.events_offset, found.event_time))[-most:]
+    return take(found, order)
+
+
+def problems(
+    examples: Examples, features: FeatureSet, policy: SanityPolicy, until_ms: int
+) -> Iterator[str]:
+    """What is wrong with the examples; nothing when they can be learned from."""
+    if not len(examples):
+        yield "no examples in the range of time"
+        return
+    if not is_positive(examples.labels).any():
+        yield "nobody chose anything: labels are missing"
+    if (examples.labels < 0).any() or (examples.labels > policy.most_events).any():
+        yield f"labels outside 0 .. {policy.most_events}"
+    if int(examples.event_time.min()) <= 0 or int(examples.event_time.max()) > until_ms:
+        yield f"event times outside 1 .. {until_ms}"
+    if (examples.item_hash == 0).any():
+        yield "examples without an item"
+    yield from _duplicates(examples, policy)
+    yield from _numbers(examples, features, policy)
+
+
+def _duplicates(examples: Examples, policy: SanityPolicy) -> Iterator[str]:
+    pairs = set(zip(examples.request_id, examples.item_hash.tolist(), strict=True))
+    share = 1 - len(pairs) / len(examples)
+    if share > policy.duplicates:
+        yield f"{share:.2%} of the examples repeat another's request and item"
+
+
+def _numbers(examples: Examples, features: FeatureSet, policy: SanityPolicy) -> Iterator[str]:
+    """Infinite numbers anywhere; too many that are none in features with one value."""
+    for level, floats in (
+        (Level.USER, examples.users.floats),
+        (Level.ITEM, examples.items.floats),
+    ):
+        lengths = {f.name: f.length for f in features.of(level)}
+        for name, part in features.slices(level, "float32").items():
+            values = floats[:, part]
+            if np.isinf(values).any():
+                yield f"{name}: infinite in {int(np.isinf(values).any(axis=1).sum())} examples"
+            missing = float(np.isnan(values).mean())
+            if lengths[name] == 1 and missing > policy.not_numbers:
+                yield f"{name}: {missing:.1%} are not numbers"
+
+
+def _examples(batch: Mapping[str, Array], features: FeatureSet) -> Examples:
+    """One parsed batch as columns."""
+
+    def texts(name: str) -> list[str]:
+        return [value.decode() for value in batch[name].tolist()]
+
+    return Examples(
+        request_id=texts("request_id"),
+        user_id=texts("user_id"),
+        item_id=texts("item_id"),
+        source=texts("source"),
+        surface=texts("surface"),
+        fingerprint=features.fingerprint,
+        position=batch["position"],
+        event_time=batch["event_time"],
+        model_version=batch["model_version"],
+        events_partition=batch["events_partition"],
+        events_offset=batch["events_offset"],
+        item_hash=batch["item_hash"].view(np.uint64),
+        users=UserFeatures(
+            longs=_packed(batch, features, Level.USER, "int64"),
+            floats=_packed(batch, features, Level.USER, "float32"),
+        ),
+        items=ItemFeatures(
+            longs=_packed(batch, features, Level.ITEM, "int64"),
+            floats=_packed(batch, features, Level.ITEM, "float32"),
+        ),
+        labels=batch[LABELS],
+    )
+
+
+def _packed(batch: Mapping[str, Array], features: FeatureSet, level: Level, dtype: str) -> Array:
+    n = len(batch["event_time"])
+    columns = [batch[f.name].reshape(n, -1) for f in features.of(level, dtype)]
+    return np.concatenate([np.zeros((n, 0), dtype), *columns], axis=1)
+
+
+def _nothing(features: FeatureSet) -> Examples:
+    none = np.zeros(0, np.int64)
+    batch: dict[str, Array] = dict.fromkeys((*TEXTS, *NUMBERS), none)
+    batch[LABELS] = np.zeros((0, LABEL_COUNT), np.int64)
+    for level in Level:
+        for f in features.of(level):
+            batch[f.name] = np.zeros((0, f.length), f.dtype)
+    return _examples(batch, features)

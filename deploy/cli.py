@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -207,6 +209,26 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     _out.print(table)
 
 
+def log_to_standard_error() -> None:
+    """Log events become lines on standard error, so that `--json` alone is on standard output."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                pad_event_to=0,
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        # The stream as it is when a line is written, not as it was when the process began.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 @cache
 def build() -> typer.Typer:
     """The whole command line: ours and every package's."""
@@ -226,6 +248,7 @@ def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:
     >>> run(["--no-such-option"])
     2
     """
+    log_to_standard_error()
     try:
         (commands or build())(args=list(arguments), prog_name="millstream")
     except SystemExit as exit_:

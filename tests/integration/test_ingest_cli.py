@@ -42,9 +42,7 @@ class Line:
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         code = run([*self.options, *arguments])
-        # Warnings of the client library come first, where the process logs to standard output.
-        lines = self._capsys.readouterr().out.splitlines(keepends=True)
-        return code, "".join(text for text in lines if "kafka.library" not in text)
+        return code, self._capsys.readouterr().out
 
     def values(self, topic: str) -> list[bytes | None]:
         log, source = KafkaLog(self.servers), KafkaSource(self.servers)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import structlog
 import typer
 
 from deploy import cli
@@ -45,3 +48,21 @@ def test_a_bad_setting_is_told_with_all_others_at_once(
 def test_version_needs_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("millstream ")
+
+
+def test_log_events_go_to_standard_error_and_leave_json_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def tell() -> None:
+        logger = structlog.get_logger("kafka")
+        logger.debug("not.told")
+        logger.warning("broker.slow", waited_s=3)
+        cli.print_json({"rows": 1})
+
+    app = typer.Typer()
+    app.command()(tell)
+    assert cli.run([], app) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"rows": 1}
+    assert "broker.slow waited_s=3" in err
+    assert "not.told" not in err

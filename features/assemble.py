@@ -81,7 +81,7 @@ def _packed(
 ) -> Array:
     packed = np.empty((n, sum(f.length for f in declared)), dtype)
     at = 0
-    for f in declared:
+    for f in declared if n else ():
         values = np.asarray(f.compute(context)).reshape(n, -1)
         if values.shape[1] != f.length:
             raise ValueError(f"{f.name}: {f.length} values a row declared, got {values.shape[1]}")

@@ -184,6 +184,19 @@ class FolderRegistry:
             raise
         return private
 
+    def check(self, name: str, version: int, keys: Keyring) -> ModelManifest:
+        """
+        The manifest of a version whose every byte is as signed.
+
+        Raises:
+            Refused: as `fetch`.
+        """
+        copy = self.fetch(name, version, keys)
+        try:
+            return read_manifest(copy)
+        finally:
+            shutil.rmtree(copy)
+
     def versions(self, name: str) -> list[Version]:
         home = self._root / name
         numbers = sorted(

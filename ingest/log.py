@@ -114,7 +114,12 @@ class GroupSource(Protocol):
         on_assigned: Callable[[Sequence[TopicPartition]], None],
         on_revoked: Callable[[Sequence[TopicPartition]], None],
     ) -> None:
-        """Join the group. Callbacks run inside `poll`."""
+        """
+        Join the group. Callbacks run inside `poll` (and `close`).
+
+        `on_revoked` runs before the partitions are handed back: what was read of them may still be
+        committed in it, and must not be afterwards.
+        """
 
     def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
         """As `Source.poll`, from whatever is assigned now, starting at the group's offsets."""

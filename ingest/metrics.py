@@ -59,6 +59,7 @@ MetricName = Literal[
     "serve.requests",
     "serve.rows_missing",
     "serve.stale",
+    "serve.versions_refused",
     "serve.swap_stall_s",
 ]
 
@@ -97,6 +98,9 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "serve.requests": MetricSpec("counter", "requests answered", ("status",)),
     "serve.rows_missing": MetricSpec("counter", "requests scored with default features"),
     "serve.stale": MetricSpec("counter", "answers older than the event asked for"),
+    "serve.versions_refused": MetricSpec(
+        "counter", "versions that must not serve: refused at loading"
+    ),
     "serve.swap_stall_s": MetricSpec("histogram", "how long a swap of versions held up answers"),
 }
 

@@ -291,8 +291,8 @@ class KafkaGroupSource:
         def revoked(consumer: ck.Consumer, lost: list[ck.TopicPartition]) -> None:
             partitions = [TopicPartition(p.topic, p.partition) for p in lost]
             self._reader.drop(partitions)
+            on_revoked(partitions)  # still ours: what was read of them may be committed
             consumer.incremental_unassign(lost)
-            on_revoked(partitions)
 
         with mapping("subscribe"):
             self._reader.consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked)

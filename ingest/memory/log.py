@@ -83,6 +83,7 @@ class Group:
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)  # member -> topics
     owners: dict[TopicPartition, str] = field(default_factory=dict)
+    joined: dict[str, int] = field(default_factory=dict)  # member -> generation it has taken up
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,9 @@ class MemoryTransactionalProducer:
         if not isinstance(metadata, GroupMetadata):
             raise TypeError(f"not a MemoryGroupSource's metadata: {metadata!r}")
         group = self._log.groups[metadata.group]
-        current = metadata.generation == group.generation
+        # As in Kafka, a member may commit while a rebalance is under way, until all have joined.
+        joined = all(group.joined.get(m) == group.generation for m in group.members)
+        current = metadata.generation == group.generation or not joined
         if metadata.member not in group.members or not current:
             self.abort()
             raise PositionMoved(f"commit {self._id}: group {metadata.group} has moved on")

@@ -143,25 +143,31 @@ class MemoryGroupSource:
     def _rebalance(self) -> None:
         """Hand back what is dealt to others now, then take up what is free."""
         with self._log.changed:
-            group = self._log.groups.get(self._name, Group())
-            mine = {tp for tp, m in self._dealt(group).items() if m == self._member}
+            mine = self._mine()
             lost = [tp for tp in self._cursor.positions if tp not in mine]
             for tp in lost:
                 del self._cursor.positions[tp]
+        if lost:
+            self._on_revoked(lost)  # still ours: what was read of them may be committed
+        with self._log.changed:
+            group = self._log.groups.get(self._name, Group())
+            for tp in lost:
                 if group.owners.get(tp) == self._member:
                     del group.owners[tp]
-            gained = sorted(tp for tp in mine if tp not in group.owners)
+            gained = sorted(tp for tp in self._mine() if tp not in group.owners)
             for tp in gained:
                 group.owners[tp] = self._member
                 first, _ = self._log.bounds(tp.topic)[tp.partition]
                 self._cursor.positions[tp] = group.offsets.get(tp, first)
-            self._generation = group.generation
+            self._generation = group.joined[self._member] = group.generation
             if lost or gained:
                 self._log.changed.notify_all()
-        if lost:
-            self._on_revoked(lost)
         if gained:
             self._on_assigned(gained)
+
+    def _mine(self) -> set[TopicPartition]:
+        group = self._log.groups.get(self._name, Group())
+        return {tp for tp, m in self._dealt(group).items() if m == self._member}
 
     def _dealt(self, group: Group) -> dict[TopicPartition, str]:
         dealt: dict[TopicPartition, str] = {}

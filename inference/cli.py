@@ -1,0 +1,209 @@
+"""`millstream serve`, `millstream request`, `millstream release ...`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ingest.settings import Settings
+from schemas.errors import Misconfigured
+from schemas.events import Offset
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+_out = Console()
+_err = Console(stderr=True)
+
+release_app = typer.Typer(no_args_is_help=True, help="Which version of the model serves.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this package's commands."""
+    app.command()(serve)
+    app.command()(request)
+    app.add_typer(release_app, name="release")
+
+
+def serve(
+    context: typer.Context,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests in one model call.")] = 128,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long the first waits.")] = 5.0,
+    metrics_port: Annotated[int, typer.Option(help="For Prometheus; 0: a free one.")] = 0,
+    instance: Annotated[
+        str,
+        typer.Option(help="Name of this member: unique in its group, the same after a restart."),
+    ] = "0",
+) -> None:
+    """
+    Answer recommendation requests until stopped.
+
+    Example: `millstream serve --max-batch 128 --max-wait-ms 5`
+    """
+    from inference import server  # noqa: PLC0415 - keeps --help quick
+
+    options = server.Options(
+        max_batch=max_batch,
+        max_wait_s=max_wait_ms / 1000,
+        metrics_port=metrics_port,
+        instance=instance,
+    )
+    server.run(context.obj, options)
+
+
+def request(
+    context: typer.Context,
+    user: Annotated[str, typer.Option("--user", "-u", help="For whom.")],
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    after_offset: Annotated[
+        str | None, typer.Option(help="PARTITION:OFFSET of an event the answer must include.")
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for the answer.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """
+    Ask for recommendations for a user, and print their titles.
+
+    Example: `millstream request --user 42 -k 5`
+    """
+    from inference import client  # noqa: PLC0415 - keeps --help quick
+
+    settings: Settings = context.obj
+    asked = client.Question(user_id=user, k=k, after_offset=_offset(after_offset))
+    with _err.status("waiting for the answer"):
+        told = client.ask(replace(settings, timeout_s=timeout_s), asked)
+    if as_json:
+        _print_json(
+            {
+                **asdict(told.answer),
+                "titles": {i.item_id: told.titles.get(i.item_id, "") for i in told.answer.items},
+                "took_ms": told.took_ms,
+            }
+        )
+        return
+    answer = told.answer
+    rows = [
+        (str(place), item.item_id, told.titles.get(item.item_id, ""), f"{item.score:.3f}")
+        for place, item in enumerate(answer.items, 1)
+    ]
+    _print_table(("", "item", "title", "score"), rows)
+    told_by = f"{answer.model_name} version {answer.model_version}"
+    notes = [
+        answer.status.value,
+        answer.message or "",
+        told_by if answer.model_name else "",
+        f"fallback: {answer.fallback_reason}" if answer.fallback_reason else "",
+        "stale" if answer.stale else "",
+        f"{told.took_ms} ms",
+    ]
+    _out.print(", ".join(note for note in notes if note), highlight=False)
+
+
+@release_app.command("list")
+def list_releases(context: typer.Context, as_json: Json = False) -> None:
+    """
+    The versions in the registry, and which of them serve.
+
+    Example: `millstream release list`
+    """
+    from inference import operator  # noqa: PLC0415 - keeps --help quick
+
+    state = operator.state(context.obj)
+    if as_json:
+        _print_json({"release": _plain(state.release), "versions": list(map(_plain, state.rows))})
+        return
+    rows = [
+        (
+            str(row.version),
+            row.role,
+            row.profile,
+            row.created,
+            ", ".join(f"{m.name} {m.value:.4g}" for m in row.metrics),
+            row.note,
+        )
+        for row in state.rows
+    ]
+    _print_table(("version", "role", "profile", "created", "metrics", ""), rows)
+    if state.release is not None:
+        _out.print(
+            f"generation {state.release.generation}: {state.release.reason}", highlight=False
+        )
+
+
+@release_app.command()
+def promote(
+    context: typer.Context,
+    version: Annotated[int, typer.Argument(min=1, help="A version of the registry.")],
+    reason: Annotated[str, typer.Option(help="Kept in the release and its log.")] = "by operator",
+    as_json: Json = False,
+) -> None:
+    """
+    Let a version serve everybody, by a new signed release.
+
+    Example: `millstream release promote 3 --reason "checked by hand"`
+    """
+    from inference import operator  # noqa: PLC0415 - keeps --help quick
+
+    _print_release(operator.promote(context.obj, version, reason), as_json)
+
+
+@release_app.command()
+def rollback(
+    context: typer.Context,
+    reason: Annotated[str, typer.Option(help="Kept in the release and its log.")] = "by operator",
+    as_json: Json = False,
+) -> None:
+    """
+    Take the newest step back: end the canary, or serve the previous version again.
+
+    Example: `millstream release rollback --reason "clicks fell"`
+    """
+    from inference import operator  # noqa: PLC0415 - keeps --help quick
+
+    _print_release(operator.rollback(context.obj, reason), as_json)
+
+
+def _offset(text: str | None) -> Offset | None:
+    if text is None:
+        return None
+    partition, _, offset = text.partition(":")
+    try:
+        return Offset(partition=int(partition), offset=int(offset))
+    except ValueError:
+        raise Misconfigured(f"--after-offset is PARTITION:OFFSET, got {text!r}") from None
+
+
+def _print_release(release: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(_plain(release))
+    else:
+        _out.print(
+            f"generation {release.generation}: stable {release.stable}, "
+            f"previous {release.previous or 'none'}, canary {release.canary or 'none'}",
+            highlight=False,
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A record as JSON can hold it."""
+    if value is None:
+        return None
+    return {
+        name: field.hex() if isinstance(field, bytes) else field
+        for name, field in asdict(value).items()
+    }
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    _out.print(table)

@@ -1,0 +1,328 @@
+"""
+Requests in, answers out, exactly once: the threads around the service.
+
+The fetching thread polls, decodes and batches; the scoring thread answers; the committing thread
+encodes and commits. A transaction holds the answers to a contiguous run of offsets of each
+partition, and those offsets, in order:
+
+1. dead letters of the run are flushed (a crash can repeat them: readers drop repeats)
+2. the transaction begins, answers are sent
+3. the offsets after the run join it, and it commits
+
+What was not committed is discarded and read again from the group's offsets.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from inference.batcher import Batcher, BatchPolicy
+from inference.requests import Asked, Bad, Entry, RequestReader, next_offset, place
+from inference.service import Answers
+from ingest.clock import Clock
+from ingest.dead_letter import DeadLetters
+from ingest.log import (
+    GroupSource,
+    Outgoing,
+    RecordBatch,
+    TopicPartition,
+    TransactionalProducer,
+)
+from schemas.codec import Codec
+from schemas.errors import PositionMoved, Rejected, Retryable
+from schemas.events import Recommendation, Status
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+IDLE_S = 0.1  # how long a thread waits before it looks whether to stop
+FULL_S = 0.002  # how long the fetching thread waits for the scoring thread: a fraction of a batch
+GROUP_S = 1.0  # how long a commit waits to hear of the group
+RESERVE = 64  # room that is kept for polls that only serve the group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerPolicy:
+    """Sizes and patience of the pipeline."""
+
+    batch: BatchPolicy
+    ahead: int = 2  # batches that may wait for the scoring and for the committing thread, each
+    commit_batches: int = 8  # batches in one transaction, at most
+    commit_tries: int = 5
+    drain_s: float = 5.0  # how long a rebalance waits for what is under way
+    max_answer_bytes: int = 900_000  # under the broker's limit, with room for key and headers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A run of entries and the answers to those that are requests."""
+
+    entries: Sequence[Entry]
+    answers: Answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Where the pipeline starts and ends."""
+
+    source: GroupSource
+    producer: TransactionalProducer
+    dead_letters: DeadLetters
+    reader: RequestReader
+    codec: Codec[Recommendation]
+    requests_topic: str
+
+
+class Consumer:
+    """
+    One life of the pipeline: from joining the group to the first refusal of a commit.
+
+    After PositionMoved, open new ends (which fences the old ones) and make a new Consumer.
+    """
+
+    def __init__(
+        self,
+        ends: Ends,
+        answer: Callable[[Sequence[Asked]], Answers],
+        policy: ConsumerPolicy,
+        clock: Clock,
+    ) -> None:
+        self._ends = ends
+        self._answer = answer
+        self._policy = policy
+        self._clock = clock
+        self._batcher: Batcher[Entry] = Batcher(policy.batch, clock)
+        self._to_score: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
+        self._to_commit: queue.Queue[Answered] = queue.Queue(policy.ahead)
+        self._over = threading.Event()  # no more work: the threads leave
+        self._error: BaseException | None = None
+        self._settled = threading.Condition()
+        self._under_way = 0  # entries handed to the threads and not yet committed
+        self._rebalances = 0
+        self._group: object | None = None  # what commits carry; see _poll
+        self._group_wanted = threading.Event()
+        self._group_given = threading.Event()
+        self.assigned = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """
+        Serve until told to stop; what is under way then is finished first.
+
+        Raises:
+            PositionMoved: somebody else took over; what was not committed is theirs.
+            Misconfigured: too many bad records, or a person must act.
+        """
+        threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
+            for name, work in (("score", self._score), ("commit", self._commit))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            self._ends.source.subscribe(
+                [self._ends.requests_topic], self._on_assigned, self._on_revoked
+            )
+            while not stop.is_set() and self._error is None:
+                self._fetch()
+            if self._error is None:
+                self._drain()
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+        if self._error is not None:
+            raise self._error
+
+    # --- the fetching thread ---------------------------------------------------------------------
+
+    def _fetch(self) -> None:
+        """Poll once, and hand on what is due."""
+        spare = self._batcher.room - RESERVE
+        # A full batcher stops the fetching, unless a commit waits to hear of the group.
+        records = 1 if spare < 1 and self._group_wanted.is_set() and self._batcher.room else spare
+        if records > 0:
+            batch = self._poll(min(records, self._policy.batch.max_size))
+            if batch is not None and len(batch):
+                self._batcher.add(self._insistently(lambda: self._ends.reader.read(batch)))
+        else:
+            self._clock.sleep(FULL_S)
+        while not self._to_score.full() and (entries := self._batcher.take()):
+            self._hand_on(entries)
+
+    def _poll(self, max_records: int) -> RecordBatch | None:
+        """
+        The next batch, and the group's metadata for commits.
+
+        The metadata is used only if the poll after it brought no rebalance: a member that the
+        group has just thrown out gets metadata that no broker checks, and hears of it by the poll.
+        """
+        due_in_s = self._batcher.due_in_s()
+        wait_s = IDLE_S if due_in_s is None else min(due_in_s, IDLE_S)
+        if due_in_s is not None and self._to_score.full():
+            wait_s = FULL_S  # what is due cannot leave yet: do not spin
+        before, metadata = self._rebalances, self._ends.source.group_metadata()
+        try:
+            batch = self._ends.source.poll(max_records, wait_s)
+        except Retryable as error:
+            log.warning("serve.unreachable", error=str(error))
+            self._clock.sleep(IDLE_S)
+            return None
+        if before == self._rebalances and before:
+            self._group = metadata
+            self._group_wanted.clear()
+            self._group_given.set()
+        return batch
+
+    def _hand_on(self, entries: list[Entry]) -> None:
+        with self._settled:
+            self._under_way += len(entries)
+        self._put(self._to_score, entries)
+
+    def _insistently(self, call: Callable[[], list[Entry]]) -> list[Entry]:
+        """A registry that does not answer makes requests wait; it loses none."""
+        while not self._over.is_set() and self._error is None:
+            try:
+                return call()
+            except Retryable as error:
+                log.warning("serve.registry_unreachable", error=str(error))
+                self._clock.sleep(IDLE_S)
+        raise PositionMoved("stopped while the registry was unreachable")
+
+    def _on_assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        self._rebalances += 1
+        log.info("serve.assigned", partitions=[p.partition for p in partitions])
+        self.assigned.set()
+
+    def _on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Finish what was taken from them, while they are still ours."""
+        self._rebalances += 1
+        log.info("serve.revoked", partitions=[p.partition for p in partitions])
+        if not self._over.is_set() and not self._drain():
+            # Unfinished answers must never be committed after somebody else took over.
+            self._fail(PositionMoved("a rebalance came before all answers were committed"))
+
+    def _drain(self) -> bool:
+        """Hand on all that waits, and wait until it is committed. False: it was not in time."""
+        while entries := self._batcher.take(force=True):
+            self._hand_on(entries)
+        with self._settled:
+            self._settled.wait_for(
+                lambda: not self._under_way or self._error is not None, self._policy.drain_s
+            )
+            return not self._under_way
+
+    # --- the scoring thread ----------------------------------------------------------------------
+
+    def _score(self) -> None:
+        while (entries := self._get(self._to_score)) is not None:
+            answers = self._answer([one for one in entries if isinstance(one, Asked)])
+            self._put(self._to_commit, Answered(entries=entries, answers=answers))
+
+    # --- the committing thread -------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        while (first := self._get(self._to_commit)) is not None:
+            run = [first]
+            while len(run) < self._policy.commit_batches and not self._to_commit.empty():
+                run.append(self._to_commit.get())
+            self._commit_run(run)
+            with self._settled:
+                self._under_way -= sum(len(part.entries) for part in run)
+                self._settled.notify_all()
+
+    def _commit_run(self, run: Sequence[Answered]) -> None:
+        bad: list[Bad] = [one for part in run for one in part.entries if isinstance(one, Bad)]
+        for one in [*bad, *(dead for part in run for dead in part.answers.dead)]:
+            self._ends.dead_letters.add(one.batch, one.index, one.rejected)
+        answers = [answer for part in run for answer in part.answers.answers]
+        records = [self._record(answer) for answer in answers]
+        positions = {place(one): next_offset(one) for part in run for one in part.entries}
+        for tries_left in reversed(range(self._policy.commit_tries)):
+            try:
+                self._ends.dead_letters.flush()
+                self._transact(records, positions)
+            except (Retryable, PositionMoved) as error:
+                # A group that only counted its members again refuses the old count once. Where a
+                # newer producer or member took over, `begin` or the next try says so.
+                if not tries_left or self._over.is_set():
+                    raise
+                log.warning("serve.commit_again", error=str(error))
+                self._ask_for_group()
+            else:
+                return
+
+    def _record(self, answer: Recommendation) -> Outgoing:
+        """An answer as a record; one that cannot be sent becomes one that says so."""
+        topic, key = self._ends.codec.topic, answer.user_id.encode()
+        try:
+            value = self._ends.codec.encode(answer)
+            problem = f"{len(value)} bytes" if len(value) > self._policy.max_answer_bytes else ""
+        except Rejected as rejected:
+            problem = str(rejected)
+        if problem:
+            log.error("serve.unsendable", request_id=answer.request_id, problem=problem)
+            excuse = Recommendation(
+                request_id=answer.request_id,
+                user_id=answer.user_id,
+                event_time=answer.event_time,
+                status=Status.INVALID,
+                message=f"the answer cannot be sent: {problem}; ask for fewer items",
+            )
+            value = self._ends.codec.encode(excuse)
+        return Outgoing(topic=topic, key=key, value=value)
+
+    def _ask_for_group(self) -> None:
+        """Wait a while for the fetching thread to hear from the group."""
+        self._group_given.clear()
+        self._group_wanted.set()
+        self._group_given.wait(GROUP_S)
+
+    def _transact(self, records: Sequence[Outgoing], positions: dict[TopicPartition, int]) -> None:
+        if self._group is None:
+            self._ask_for_group()
+        producer = self._ends.producer
+        producer.begin()
+        for record in records:
+            producer.send(record)
+        if self._group is None:
+            producer.abort()
+            raise PositionMoved("the group has not answered yet")
+        producer.commit(positions, self._group)
+
+    # --- between them ----------------------------------------------------------------------------
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Run a thread's work; its error ends the pipeline."""
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again by `run`
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._settled:
+            self._error = self._error or error
+            self._over.set()
+            self._settled.notify_all()
+
+    def _put(self, to: queue.Queue[T], value: T) -> None:
+        while not self._over.is_set():
+            try:
+                to.put(value, timeout=IDLE_S)
+            except queue.Full:
+                continue
+            return
+
+    def _get(self, of: queue.Queue[T]) -> T | None:
+        """The next value; None when there is no more work."""
+        while not self._over.is_set():
+            try:
+                return of.get(timeout=IDLE_S)
+            except queue.Empty:
+                continue
+        return None

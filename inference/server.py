@@ -1,0 +1,239 @@
+"""`millstream serve`: everything put together and kept running."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from features.catalog import CATALOG, TARGETS
+from features.items import ItemTable
+from features.redis_store import RedisStore
+from inference.batcher import BatchPolicy
+from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.fallback import Popular
+from inference.items_feed import ItemsFeed
+from inference.live import Live
+from inference.loading import RegistryLoader
+from inference.lookup import RowLookup
+from inference.registry import FolderRegistry
+from inference.reload import ReleaseFeed, Reloader
+from inference.requests import RequestReader
+from inference.service import Parts, Service
+from inference.signature import Keyring
+from ingest.clock import SystemClock
+from ingest.dead_letter import DeadLetters
+from ingest.kafka import (
+    KafkaGroupSource,
+    KafkaLog,
+    KafkaProducer,
+    KafkaSource,
+    KafkaTransactionalProducer,
+)
+from ingest.metrics import PrometheusMetrics
+from ingest.settings import Settings
+from ingest.topics import Topics, check_partitions
+from schemas.codec import Codec
+from schemas.errors import PositionMoved, Retryable
+from schemas.events import DeadLetter, Recommendation, Release
+from schemas.registry import RemoteRegistry
+
+log = structlog.get_logger(__name__)
+
+STORE_TIMEOUT_S = 1.0  # answers wait for the store no longer than this, once
+READY_S = 120.0  # how long the first model and the items may take; then serving starts without
+SESSION_S = 10.0
+RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of `millstream serve`."""
+
+    max_batch: int = 128
+    max_wait_s: float = 0.005
+    metrics_port: int = 0
+    instance: str = "0"
+
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Powers of two up to the largest batch: what models are warmed for."""
+        doubled = (2**n for n in range(self.max_batch.bit_length()))
+        return tuple(sorted({*doubled, self.max_batch}))
+
+
+def run(settings: Settings, options: Options) -> None:
+    """
+    Serve until SIGTERM or SIGINT.
+
+    Raises:
+        Misconfigured: topics are missing or unequal; too many bad requests.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with ExitStack() as stack:
+        server = Server(settings, options, stack)
+        server.wait_ready(stop)
+        server.serve(stop)
+
+
+class Server:
+    """One process's parts, each living as long as `stack`."""
+
+    def __init__(self, settings: Settings, options: Options, stack: ExitStack) -> None:
+        self._settings, self._options, self._stack = settings, options, stack
+        self._clock = SystemClock()
+        self._topics = Topics(settings.topic_prefix)
+        self._registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
+        self._log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
+        self._partitions = check_partitions(self._log, self._topics)
+        self._metrics = PrometheusMetrics()
+        self._port = stack.enter_context(self._metrics.served(options.metrics_port))
+        self._live = Live(self._clock)
+        self._items = ItemTable(CATALOG.fingerprint)
+        self._feed = self._items_feed()
+        self._releases = self._release_feed()
+        self._reloader = self._follow_releases()
+        self._service = self._made_service()
+
+    def wait_ready(self, stop: threading.Event) -> None:
+        """Until the items are read and the released model is in memory, or has been refused."""
+        end_s = self._clock.monotonic_s() + READY_S
+        while not stop.is_set() and not (self._feed.ready.is_set() and self._reloader.settled()):
+            if self._clock.monotonic_s() > end_s:
+                log.warning("serve.not_ready", items=self._feed.ready.is_set())
+                return
+            self._clock.sleep(0.02)
+
+    def serve(self, stop: threading.Event) -> None:
+        """Live after live of the pipeline, until told to stop."""
+        while not stop.is_set():
+            try:
+                with self._ends() as ends:
+                    consumer = Consumer(ends, self._service.answer, self._policy(), self._clock)
+                    self._announce(consumer, stop)
+                    consumer.run(stop)
+            except PositionMoved as error:
+                log.warning("serve.moved", error=str(error))
+                self._metrics.count("loop.moved", loop="serve")
+            except Retryable as error:
+                log.warning("serve.unavailable", error=str(error))
+                self._metrics.count("loop.retries", loop="serve", error=type(error).__name__)
+                self._clock.sleep(RETRY_S)
+
+    def _policy(self) -> ConsumerPolicy:
+        size = self._options.max_batch
+        batch = BatchPolicy(
+            max_size=size, max_wait_s=self._options.max_wait_s, max_pending=max(1024, 8 * size)
+        )
+        limit = int(self._settings.max_record_bytes * 0.9)
+        return ConsumerPolicy(batch=batch, max_answer_bytes=limit)
+
+    def _announce(self, consumer: Consumer, stop: threading.Event) -> None:
+        """Print the ready line once the group has dealt us our partitions."""
+
+        def wait() -> None:
+            while not stop.is_set():
+                if consumer.assigned.wait(0.1):
+                    release = self._live.deployment.release
+                    serving = f"version {release.stable}" if release else "popular items"
+                    text = f"ready: serve {serving}, metrics on port {self._port}"
+                    print(text, file=sys.stderr, flush=True)  # noqa: T201 - for a supervisor
+                    return
+
+        threading.Thread(target=wait, name="announce", daemon=True).start()
+
+    @contextmanager
+    def _ends(self) -> Iterator[Ends]:
+        """New ends, which fence those of an earlier life of this instance."""
+        settings, topics = self._settings, self._topics
+        name = f"{settings.topic_prefix}serve-{self._options.instance}"
+        with ExitStack() as stack:
+            letters = KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
+            stack.callback(letters.close)
+            producer = KafkaTransactionalProducer(
+                settings.bootstrap_servers,
+                name,
+                timeout_s=settings.timeout_s,
+                max_record_bytes=settings.max_record_bytes,
+            )
+            stack.callback(producer.close)
+            source = KafkaGroupSource(
+                settings.bootstrap_servers,
+                f"{settings.topic_prefix}serve",
+                timeout_s=settings.timeout_s,
+                instance_id=name,
+                session_timeout_s=SESSION_S,
+            )
+            stack.callback(source.close)
+            codec = Codec(self._registry, DeadLetter, topics.dead_letters)
+            yield Ends(
+                source=source,
+                producer=producer,
+                dead_letters=DeadLetters(
+                    letters, codec, topics.dead_letters, self._clock, metrics=self._metrics
+                ),
+                reader=RequestReader(self._registry),
+                codec=Codec(self._registry, Recommendation, topics.recommendations),
+                requests_topic=topics.requests,
+            )
+
+    def _made_service(self) -> Service:
+        store = RedisStore(
+            self._settings.redis_url,
+            CATALOG.fingerprint,
+            lifetime_ms=CATALOG.row.lifetime_ms,
+            timeout_s=STORE_TIMEOUT_S,
+        )
+        self._stack.callback(store.close)
+        lookup = RowLookup(
+            store,
+            partitions=self._partitions,
+            fingerprint=CATALOG.fingerprint,
+            clock=self._clock,
+        )
+        popular = Popular(CATALOG.fingerprint, self._items, TARGETS, self._clock)
+        parts = Parts(
+            features=CATALOG, lookup=lookup, items=self._items, popular=popular, live=self._live
+        )
+        return Service(parts, self._clock, self._metrics)
+
+    def _items_feed(self) -> ItemsFeed:
+        feed = ItemsFeed(self._source(), self._items, self._registry, self._topics, self._clock)
+        feed.open(self._log)
+        self._follow("items", feed.run)
+        return feed
+
+    def _release_feed(self) -> ReleaseFeed:
+        codec = Codec(self._registry, Release, self._topics.model_releases)
+        keys = Keyring.load(self._settings.keys_dir)
+        feed = ReleaseFeed(self._source(), codec, self._settings.model_name, keys, self._clock)
+        feed.open(self._log)
+        return feed
+
+    def _follow_releases(self) -> Reloader:
+        keys = Keyring.load(self._settings.keys_dir)
+        registry = FolderRegistry(self._settings.models_dir, profile=self._settings.profile)
+        sizes = self._options.batch_sizes()
+        loader = RegistryLoader(registry, self._settings.model_name, keys, CATALOG, sizes)
+        reloader = Reloader(self._releases, loader, self._live, self._clock, self._metrics)
+        self._follow("releases", reloader.run)
+        return reloader
+
+    def _source(self) -> KafkaSource:
+        source = KafkaSource(self._settings.bootstrap_servers, timeout_s=self._settings.timeout_s)
+        self._stack.callback(source.close)
+        return source
+
+    def _follow(self, name: str, work: Callable[[threading.Event], None]) -> None:
+        """A thread that is told to stop, and waited for, when the stack unwinds."""
+        stop = threading.Event()
+        thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
+        thread.start()
+        self._stack.callback(thread.join, 30.0)
+        self._stack.callback(stop.set)

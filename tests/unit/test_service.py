@@ -1,0 +1,276 @@
+"""The core of serving: one answer each, soft at every step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from features.catalog import CATALOG
+from features.declare import Level
+from features.hashing import hash_ids
+from features.store import Update
+from inference.release import Why, first, shadow, start_canary
+from inference.rollout import in_canary
+from schemas.errors import ModelFault, Reason
+from schemas.events import Arm, Item, Offset, Status
+from tests.serving import ITEMS, World, model, place, request
+
+WHY = Why(at_ms=0, reason="test")
+ONE = first("m", 1, WHY)
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.deploy(ONE, model())
+    return world
+
+
+def ids(answer) -> list[str]:
+    return [item.item_id for item in answer.items]
+
+
+class Faulty:
+    """A model that fails on whatever a test says."""
+
+    def __init__(self, inner, error=None, when=lambda users: True) -> None:
+        error = error or ModelFault("NaN")
+        self.inner, self.error, self.when, self.calls = inner, error, when, 0
+
+    @property
+    def ref(self):
+        return self.inner.ref
+
+    def retrieve(self, users, exclude, k):
+        self.calls += 1
+        if self.when(users):
+            raise self.error
+        return self.inner.retrieve(users, exclude, k)
+
+    def rank(self, users, candidates, items):
+        self.calls += 1
+        if self.when(users):
+            raise self.error
+        return self.inner.rank(users, candidates, items)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_an_answer_carries_its_lineage_and_the_features_as_served(world):
+    world.row("ann", "item-50", next_offset=7, age_ms=1500)
+    (answer,) = world.answer(request(surface="home"), age_ms=3)
+    assert answer.status is Status.OK
+    assert ids(answer) == ITEMS[:5]
+    assert (answer.model_name, answer.model_version, answer.arm) == ("m", 1, Arm.STABLE)
+    assert (answer.events_partition, answer.events_offset) == (place("ann"), 7)
+    assert answer.fingerprint == CATALOG.fingerprint
+    assert answer.row_age_ms == 1497
+    assert answer.surface == "home"
+    assert answer.latency_us.queue == 3000
+    assert len(answer.user_longs) == CATALOG.width(Level.USER, "int64")
+    assert len(answer.user_floats) == CATALOG.width(Level.USER, "float32")
+    for item in answer.items:
+        assert len(item.longs) == CATALOG.width(Level.ITEM, "int64")
+        assert len(item.floats) == CATALOG.width(Level.ITEM, "float32")
+    assert [s.score for s in answer.items] == sorted((s.score for s in answer.items), reverse=True)
+
+
+def test_an_answer_is_the_same_alone_and_among_others(world):
+    users = [f"user-{i}" for i in range(20)]
+    for i, user in enumerate(users):
+        world.row(user, *ITEMS[i : i + 3])
+    requests = [request(user, k=1 + i) for i, user in enumerate(users)]
+    together = world.answer(*requests)
+    for asked, answer in zip(requests, together, strict=True):
+        (alone,) = world.answer(asked)
+        assert (alone.items, alone.user_longs) == (answer.items, answer.user_longs)
+        assert len(alone.items) == asked.k
+
+
+def test_seen_and_excluded_items_are_left_out(world):
+    world.row("ann", "item-0", "item-2")
+    (answer,) = world.answer(request(exclude=("item-1",)))
+    assert ids(answer) == ["item-3", "item-4", "item-5", "item-6", "item-7"]
+
+
+def test_an_unknown_user_is_answered_on_default_features(world):
+    (answer,) = world.answer(request("nobody"))
+    assert (answer.status, answer.row_age_ms, answer.events_offset) == (Status.OK, -1, 0)
+    assert world.metrics.value("serve.rows_missing") == 1
+
+
+def test_unavailable_and_unknown_items_are_not_recommended(world):
+    world.items.put_items([Item(item_id="item-0", title="gone", available=False)])
+    world.deploy(ONE, model(best=("item-9999",)))
+    (answer,) = world.answer(request())
+    assert ids(answer) == ITEMS[1:6]
+
+
+def test_candidates_are_ranked_by_the_model_and_nothing_else_is_returned(world):
+    candidates = ("item-7", "nowhere", "item-3", "item-7", "item-5")
+    (answer,) = world.answer(request(candidates=candidates, exclude=("item-5",)))
+    assert ids(answer) == ["item-3", "item-7", "nowhere"]
+    mixed = world.answer(request("ann", candidates=candidates), request("bob"))
+    assert [len(a.items) for a in mixed] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    "given", [{"k": 0}, {"k": 501}, {"candidates": ("a",) * 5001}, {"deadline_ms": -1}]
+)
+def test_a_wrong_request_is_told_so_and_its_neighbours_are_answered(world, given):
+    wrong, right = world.answer(request("ann", **given), request("bob"))
+    assert wrong.status is Status.INVALID
+    assert wrong.message
+    assert wrong.items == ()
+    assert right.status is Status.OK
+
+
+def test_a_request_past_its_deadline_is_not_scored(world):
+    late, early = world.answer(
+        request("ann", deadline_ms=50), request("bob", deadline_ms=500), age_ms=80
+    )
+    assert (late.status, late.items) == (Status.EXPIRED, ())
+    assert late.message == "taken up 30 ms after its deadline"
+    assert early.status is Status.OK
+
+
+def test_without_a_model_popular_items_are_answered(world):
+    world = World()
+    (answer,) = world.answer(request())
+    assert (answer.status, answer.fallback_reason) == (Status.FALLBACK, "no-model")
+    assert (answer.model_name, answer.arm, len(answer.items)) == ("popularity", Arm.NONE, 5)
+    assert world.metrics.value("serve.fallbacks", reason="no-model") == 1
+
+
+def test_without_a_catalogue_an_empty_answer_is_still_an_answer():
+    (answer,) = World(catalogue=[]).answer(request())
+    assert (answer.status, answer.items) == (Status.FALLBACK, ())
+
+
+def test_a_model_that_fails_is_replaced_by_popular_items(world):
+    world.deploy(ONE, Faulty(model()))
+    answers = world.answer(*(request(f"u{i}") for i in range(40)))
+    assert {a.fallback_reason for a in answers} == {"model-fault"}
+    assert all(len(a.items) == 5 for a in answers)
+    assert world.metrics.value("serve.model_faults", version="1") == 1
+
+
+def test_a_broken_model_is_not_asked_for_ever(world):
+    broken = Faulty(model())
+    world.deploy(ONE, broken)
+    world.answer(*(request(f"u{i}") for i in range(200)))
+    assert broken.calls <= 16
+
+
+def test_one_request_that_the_model_cannot_take_does_not_spoil_the_others(world):
+    world.row("u3", "item-59")
+    hashed = hash_ids(["item-59"]).view(np.int64)[0]
+
+    world.deploy(ONE, Faulty(model(), when=lambda users: bool((users.longs == hashed).any())))
+    answers = world.answer(*(request(f"u{i}") for i in range(10)))
+    assert [a.user_id for a in answers if a.status is Status.FALLBACK] == ["u3"]
+
+
+def test_a_request_that_breaks_its_batch_is_found_dead_lettered_and_answered(world):
+    hashed = hash_ids(["item-59"]).view(np.int64)[0]
+    world.row("u3", "item-59")
+    bug = RuntimeError("a bug")
+    world.deploy(ONE, Faulty(model(), bug, lambda users: bool((users.longs == hashed).any())))
+    asked = world.asked(*(request(f"u{i}") for i in range(10)))
+    answers = world.service.answer(asked)
+    assert [a.user_id for a in answers.answers] == [f"u{i}" for i in range(10)]
+    assert [a.status is Status.OK for a in answers.answers] == [i != 3 for i in range(10)]
+    (dead,) = answers.dead
+    assert (dead.index, dead.rejected.reason) == (3, Reason.POISON)
+    assert "a bug" in (answers.answers[3].message or "")
+
+
+def test_without_the_store_the_model_answers_on_default_features(world):
+    world.row("ann", "item-0")
+    world.store.gone = True
+    (answer,) = world.answer(request())
+    assert (answer.status, answer.fallback_reason) == (Status.FALLBACK, "no-store")
+    assert (answer.model_version, answer.events_offset) == (1, -1)
+    world.store.gone = False
+    (answer,) = world.answer(request())
+    assert answer.fallback_reason == "no-store"  # it is left alone for a while
+    world.clock.advance(1.1)
+    (answer,) = world.answer(request())
+    assert answer.status is Status.OK
+
+
+def test_a_corrupt_row_is_answered_on_default_features(world):
+    world.raw_row("ann", b"rubbish")
+    ann, bob = world.answer(request("ann"), request("bob"))
+    assert (ann.status, ann.fallback_reason) == (Status.FALLBACK, "corrupt-row")
+    assert bob.status is Status.OK
+
+
+def test_an_event_that_has_been_folded_is_not_waited_for(world):
+    world.row("ann", next_offset=8)
+    event = Offset(partition=place("ann"), offset=7)
+    (answer,) = world.answer(request(after_offset=event))
+    assert (answer.stale, answer.events_offset) == (False, 8)
+    assert world.clock.monotonic_s() == 0
+
+
+def test_an_event_that_is_just_being_folded_is_waited_for(world):
+    world.row("ann", next_offset=7)
+    coming = Update(rows={}, partials={}, next_offset=8)
+    world.store.arrivals = [(place("ann"), coming)]
+    event = Offset(partition=place("ann"), offset=7)
+    (answer,) = world.answer(request(after_offset=event))
+    assert (answer.stale, answer.events_offset) == (False, 8)
+
+
+@pytest.mark.parametrize(("deadline_ms", "waited_s"), [(None, 0.050), (20, 0.020)])
+def test_an_event_that_does_not_come_is_waited_for_within_the_cap(world, deadline_ms, waited_s):
+    world.row("ann", next_offset=7)
+    event = Offset(partition=place("ann"), offset=7)
+    (answer,) = world.answer(request(after_offset=event, deadline_ms=deadline_ms))
+    assert (answer.status, answer.stale) == (Status.OK, True)
+    assert world.clock.monotonic_s() == pytest.approx(waited_s, abs=0.002)
+
+
+def test_an_event_in_another_partition_is_stale_at_once(world):
+    event = Offset(partition=(place("ann") + 1) % 4, offset=0)
+    (answer,) = world.answer(request(after_offset=event))
+    assert answer.stale
+    assert world.clock.monotonic_s() == 0
+
+
+def test_each_user_gets_the_arm_of_the_rollout(world):
+    release = start_canary(ONE, 2, 5000, WHY)
+    world.deploy(release, model(1), model(2, best=("item-59",)))
+    users = [f"user-{i}" for i in range(100)]
+    expected = in_canary(release, hash_ids(users))
+    answers = world.answer(*(request(user) for user in users))
+    assert [a.arm is Arm.CANARY for a in answers] == expected.tolist()
+    assert [a.model_version for a in answers] == [2 if c else 1 for c in expected]
+    assert {a.rollout_id for a in answers} == {release.rollout_id}
+    assert all((ids(a)[0] == "item-59") == (a.model_version == 2) for a in answers)
+
+
+def test_a_canary_that_is_not_loaded_leaves_its_users_with_the_stable_version(world):
+    world.deploy(start_canary(ONE, 2, 10_000, WHY), model(1))
+    (answer,) = world.answer(request())
+    assert (answer.arm, answer.model_version, answer.status) == (Arm.STABLE, 1, Status.OK)
+
+
+def test_a_shadow_answers_beside_and_is_recorded(world):
+    world.deploy(shadow(ONE, 2, WHY), model(1), model(2, best=("item-59",)))
+    (answer,) = world.answer(request())
+    assert ids(answer) == ITEMS[:5]
+    assert answer.shadow is not None
+    assert (answer.shadow.version, answer.shadow.item_ids[0]) == (2, "item-59")
+    assert len(answer.shadow.scores) == 5
+
+
+@pytest.mark.parametrize("error", [ModelFault("NaN"), RuntimeError("a bug"), KeyError("x")])
+def test_a_shadow_that_fails_harms_nobody(world, error):
+    world.deploy(shadow(ONE, 2, WHY), model(1), Faulty(model(2), error))
+    (answer,) = world.answer(request())
+    assert (answer.status, ids(answer)) == (Status.OK, ITEMS[:5])
+    assert answer.shadow is not None
+    assert answer.shadow.error

@@ -1,0 +1,277 @@
+"""The pipeline on a log in memory: every request once, whatever happens around it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+
+from inference.answers import closed
+from inference.batcher import BatchPolicy
+from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.requests import Bad, RequestReader
+from inference.service import Answers
+from ingest.clock import SystemClock
+from ingest.dead_letter import DeadLetters
+from ingest.log import Outgoing, TopicPartition
+from ingest.memory import (
+    MemoryGroupSource,
+    MemoryLog,
+    MemoryProducer,
+    MemorySource,
+    MemoryTransactionalProducer,
+)
+from ingest.placement import partition_of
+from schemas.codec import Codec
+from schemas.errors import BrokerUnavailable, PositionMoved, Reason, Rejected
+from schemas.events import DeadLetter, Recommendation, RecommendationRequest, Status
+from schemas.registry import MemoryRegistry
+
+PARTITIONS = 3
+POLICY = ConsumerPolicy(batch=BatchPolicy(max_size=8, max_wait_s=0.001, max_pending=200))
+
+
+def echo(asked) -> Answers:
+    return Answers(answers=tuple(closed(a, Status.OK, "") for a in asked), dead=())
+
+
+@dataclass
+class World:
+    """Topics in memory, and a consumer on them."""
+
+    log: MemoryLog = field(default_factory=MemoryLog)
+    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+
+    def __post_init__(self) -> None:
+        for topic in ("requests", "answers", "dead"):
+            self.log.create_topic(topic, PARTITIONS)
+        self.codec = Codec(self.registry, RecommendationRequest, "requests")
+
+    def ask(self, count: int, start: int = 0) -> None:
+        producer = MemoryProducer(self.log)
+        for i in range(start, start + count):
+            user = f"user-{i % 17}"
+            request = RecommendationRequest(request_id=f"r{i}", user_id=user)
+            value = self.codec.encode(request)
+            producer.send(Outgoing(topic="requests", key=user.encode(), value=value))
+
+    def ends(self, name: str = "a", producer=None) -> Ends:
+        letters = DeadLetters(
+            MemoryProducer(self.log),
+            Codec(self.registry, DeadLetter, "dead"),
+            "dead",
+            SystemClock(),
+        )
+        return Ends(
+            source=MemoryGroupSource(self.log, "serve"),
+            producer=producer or MemoryTransactionalProducer(self.log, name),
+            dead_letters=letters,
+            reader=RequestReader(self.registry),
+            codec=Codec(self.registry, Recommendation, "answers"),
+            requests_topic="requests",
+        )
+
+    def consumer(self, ends: Ends, answer=echo, policy=POLICY) -> Consumer:
+        return Consumer(ends, answer, policy, SystemClock())
+
+    def read(self, topic: str, record_type: type) -> list:
+        codec, found = Codec(self.registry, record_type, topic), []
+        source = MemorySource(self.log)
+        bounds = self.log.bounds(topic)
+        source.assign({TopicPartition(topic, p): first for p, (first, _) in bounds.items()})
+        while batch := source.poll(1000, 0):
+            found += [(batch.partition, codec.decode(value)) for value in batch.values]
+        return found
+
+    def answers(self) -> Counter[str]:
+        return Counter(a.request_id for _, a in self.read("answers", Recommendation))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def serve_until(world: World, consumer: Consumer, done, eventually) -> None:
+    """Run a consumer in a thread until `done`, then stop it."""
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(consumer.run, stop)
+        try:
+            eventually(lambda: done() or running.done())
+        finally:
+            stop.set()
+        running.result(30)
+
+
+def everyone_once(world: World, count: int):
+    expected = Counter({f"r{i}": 1 for i in range(count)})
+    return lambda: world.answers() == expected
+
+
+def test_every_request_is_answered_once_in_its_users_partition(world, eventually):
+    world.ask(100)
+    serve_until(world, world.consumer(world.ends()), everyone_once(world, 100), eventually)
+    for partition, answer in world.read("answers", Recommendation):
+        assert partition == partition_of(answer.user_id.encode(), PARTITIONS)
+
+
+def test_answers_of_a_partition_keep_the_order_of_its_requests(world, eventually):
+    world.ask(100)
+    serve_until(world, world.consumer(world.ends()), everyone_once(world, 100), eventually)
+    for p in range(PARTITIONS):
+        found = [int(a.request_id[1:]) for q, a in world.read("answers", Recommendation) if q == p]
+        assert found == sorted(found)
+
+
+def test_a_second_life_goes_on_where_the_first_had_committed(world, eventually):
+    world.ask(50)
+    ends = world.ends()
+    serve_until(world, world.consumer(ends), everyone_once(world, 50), eventually)
+    ends.source.close()
+    world.ask(50, start=50)
+    serve_until(world, world.consumer(world.ends()), everyone_once(world, 100), eventually)
+
+
+def test_bad_records_become_dead_letters_and_move_the_position(world, eventually):
+    world.ask(5)
+    MemoryProducer(world.log).send(Outgoing(topic="requests", key=b"user-1", value=b"?"))
+    world.ask(5, start=5)
+    serve_until(
+        world,
+        world.consumer(world.ends()),
+        lambda: everyone_once(world, 10)() and world.read("dead", DeadLetter),
+        eventually,
+    )
+    ((_, letter),) = world.read("dead", DeadLetter)
+    assert (letter.reason, letter.value) == ("not-framed", b"?")
+
+
+def test_a_poisonous_request_is_dead_lettered_and_answered(world, eventually):
+    def answer(asked) -> Answers:
+        dead = tuple(
+            Bad(batch=a.batch, index=a.index, rejected=Rejected(Reason.POISON, "boom"))
+            for a in asked
+            if a.request.request_id == "r3"
+        )
+        return Answers(answers=echo(asked).answers, dead=dead)
+
+    world.ask(10)
+    consumer = world.consumer(world.ends(), answer)
+    serve_until(world, consumer, everyone_once(world, 10), eventually)
+    ((_, letter),) = world.read("dead", DeadLetter)
+    assert letter.reason == "poison"
+
+
+class Flaky:
+    """A transactional producer whose commits fail when told."""
+
+    def __init__(self, inner, errors) -> None:
+        self.inner, self.errors = inner, list(errors)
+
+    def begin(self) -> None:
+        self.inner.begin()
+
+    def send(self, record) -> None:
+        self.inner.send(record)
+
+    def commit(self, positions, group) -> None:
+        if self.errors:
+            self.inner.abort()
+            raise self.errors.pop()
+        self.inner.commit(positions, group)
+
+    def abort(self) -> None:
+        self.inner.abort()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("gone"), PositionMoved("generation")])
+def test_an_aborted_transaction_is_tried_again_and_doubles_nothing(world, eventually, error):
+    world.ask(60)
+    producer = Flaky(MemoryTransactionalProducer(world.log, "a"), [error] * 3)
+    consumer = world.consumer(world.ends(producer=producer))
+    serve_until(world, consumer, everyone_once(world, 60), eventually)
+
+
+def test_a_fenced_consumer_stops_and_its_successor_answers_the_rest(world, eventually):
+    first, release = world.ends(), threading.Event()
+    entered = threading.Event()
+
+    def slow(asked) -> Answers:
+        entered.set()
+        assert release.wait(30)
+        return echo(asked)
+
+    world.ask(40)
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        zombie = pool.submit(world.consumer(first, slow).run, stop)
+        assert entered.wait(30)
+        first.source.expire()  # the group gives its partitions to the next member
+        successor = world.consumer(world.ends())
+        try:
+            serve_until(world, successor, everyone_once(world, 40), eventually)
+        finally:
+            release.set()
+        with pytest.raises(PositionMoved):
+            zombie.result(60)
+    assert world.answers() == Counter({f"r{i}": 1 for i in range(40)})
+
+
+def test_a_member_that_joins_doubles_and_loses_nothing(world, eventually):
+    world.ask(200)
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        members = []
+        try:
+            for name in ("a", "b"):
+                members.append(pool.submit(_lives, world, name, stop))
+                world.ask(200, start=200 * len(members))
+            eventually(everyone_once(world, 600), timeout_s=15)
+        finally:
+            stop.set()
+        for member in members:
+            member.result(30)
+    assert everyone_once(world, 600)()
+
+
+def _lives(world: World, name: str, stop: threading.Event) -> None:
+    """What the server does: life after life."""
+    while not stop.is_set():
+        ends = world.ends(name)
+        try:
+            world.consumer(ends).run(stop)
+        except PositionMoved:
+            continue
+        finally:
+            ends.source.close()
+
+
+def test_an_error_of_the_service_ends_the_pipeline(world):
+    def broken(asked) -> Answers:
+        raise RuntimeError("a bug")
+
+    world.ask(3)
+    with pytest.raises(RuntimeError, match="a bug"):
+        world.consumer(world.ends(), broken).run(threading.Event())
+    assert world.answers() == Counter()
+
+
+def test_an_answer_that_is_too_large_becomes_one_that_says_so(world, eventually):
+    policy = ConsumerPolicy(batch=POLICY.batch, max_answer_bytes=200)
+
+    def long(asked) -> Answers:
+        return Answers(answers=tuple(closed(a, Status.OK, "x" * 300) for a in asked), dead=())
+
+    world.ask(3)
+    consumer = world.consumer(world.ends(), long, policy)
+    serve_until(world, consumer, everyone_once(world, 3), eventually)
+    for _, answer in world.read("answers", Recommendation):
+        assert answer.status is Status.INVALID
+        assert "ask for fewer items" in (answer.message or "")

@@ -11,13 +11,18 @@ import confluent_kafka as ck
 from confluent_kafka import admin as lib
 
 from ingest.clock import Clock, SystemClock
-from ingest.kafka.client import Options, client_settings, mapped, mapping
+from ingest.kafka.client import (
+    CHECK_EVERY_S,
+    Options,
+    client_settings,
+    mapped,
+    mapping,
+    settled,
+)
 from ingest.topics import TopicSpec, TopicState
 from schemas.errors import BrokerUnavailable, Misconfigured
 
 _MISSING = (ck.KafkaError.UNKNOWN_TOPIC_OR_PART, ck.KafkaError._UNKNOWN_TOPIC)
-# A topic is created by the controller, and known to a broker a moment later.
-CHECK_EVERY_S = 0.02
 
 
 class _Client:
@@ -61,9 +66,14 @@ class KafkaLog:
     """`Log`: asked each time, nothing is cached."""
 
     def __init__(
-        self, bootstrap_servers: str, timeout_s: float = 10.0, options: Options | None = None
+        self,
+        bootstrap_servers: str,
+        timeout_s: float = 10.0,
+        clock: Clock | None = None,
+        options: Options | None = None,
     ) -> None:
         self._client = _Client(bootstrap_servers, timeout_s, options)
+        self._clock = clock or SystemClock()
 
     def cluster_id(self) -> str:
         client = self._client
@@ -84,12 +94,20 @@ class KafkaLog:
         return {p: (first[p], end[p]) for p in partitions}
 
     def _described(self, topic: str) -> Any:
-        found = self._client.described([topic])
+        client = self._client
+        found = settled(lambda: client.described([topic]), self._clock, client.timeout_s)
         if topic not in found:
             raise Misconfigured(f"no topic {topic}. Run: millstream topics create")
         return found[topic]
 
     def _offsets(self, topic: str, partitions: Sequence[int], spec: Any) -> dict[int, int]:
+        return settled(
+            lambda: self._offsets_now(topic, partitions, spec),
+            self._clock,
+            self._client.timeout_s,
+        )
+
+    def _offsets_now(self, topic: str, partitions: Sequence[int], spec: Any) -> dict[int, int]:
         doing = f"ask for the offsets of {topic}"
         with mapping(doing):
             futures = self._client.library.list_offsets(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import confluent_kafka as ck
 import structlog
 
-from ingest.kafka.errors import meaning
+from ingest.clock import Clock
+from ingest.kafka.errors import PASSING, meaning
 from ingest.log import TopicPartition
 from schemas.errors import BrokerUnavailable, MillstreamError, Misconfigured
 
 Options = Mapping[str, str | int | float | bool]
+T = TypeVar("T")
+
+# A topic is created by the controller, and known to a broker a moment later.
+CHECK_EVERY_S = 0.02
 
 
 class _LibraryLog:
@@ -60,3 +65,25 @@ def mapping(doing: str) -> Iterator[None]:
 def library_partitions(positions: Mapping[TopicPartition, int]) -> list[ck.TopicPartition]:
     """Positions as the library wants them."""
     return [ck.TopicPartition(tp.topic, tp.partition, at) for tp, at in positions.items()]
+
+
+def settled(ask: Callable[[], T], clock: Clock, timeout_s: float) -> T:
+    """
+    The answer to a question about partitions, asked until each has a leader: new ones have none.
+
+    Raises:
+        BrokerUnavailable: one had none for `timeout_s`; or anything else, at once.
+    """
+    end_s = clock.monotonic_s() + timeout_s
+    while True:
+        try:
+            return ask()
+        except BrokerUnavailable as error:
+            if not _passes(error) or clock.monotonic_s() >= end_s:
+                raise
+        clock.sleep(CHECK_EVERY_S)
+
+
+def _passes(error: BrokerUnavailable) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ck.KafkaException) and cause.args[0].name() in PASSING

@@ -12,7 +12,15 @@ import confluent_kafka as ck
 import numpy as np
 
 from ingest.batches import Columns, empty, groups, part
-from ingest.kafka.client import Options, client_settings, library_partitions, mapped, mapping
+from ingest.clock import Clock, SystemClock
+from ingest.kafka.client import (
+    Options,
+    client_settings,
+    library_partitions,
+    mapped,
+    mapping,
+    settled,
+)
 from ingest.log import Headers, RecordBatch, TopicPartition
 from schemas.errors import BrokerUnavailable, MillstreamError, Misconfigured
 
@@ -251,6 +259,7 @@ class KafkaGroupSource:
         timeout_s: float = 10.0,
         instance_id: str | None = None,
         session_timeout_s: float = 10.0,
+        clock: Clock | None = None,
         options: Options | None = None,
     ) -> None:
         settings = client_settings(bootstrap_servers, timeout_s) | _consumer_settings(True)
@@ -264,6 +273,7 @@ class KafkaGroupSource:
             settings["group.instance.id"] = instance_id
         self._timeout_s = timeout_s
         self._group_id = group_id
+        self._clock = clock or SystemClock()
         self._broken: MillstreamError | None = None
         self._closed = False
         self._reader = _Reader(settings | dict(options or {}), timeout_s)
@@ -315,11 +325,20 @@ class KafkaGroupSource:
         asked = [ck.TopicPartition(*tp) for tp in partitions]
         positions = {}
         with mapping(f"ask for the offsets of group {self._group_id}"):
-            for found in self._reader.consumer.committed(asked, self._timeout_s):
-                if found.error is not None:
-                    raise mapped(found.error, f"offset of {found.topic}[{found.partition}]")
-                at = found.offset
-                if at < 0:
-                    at, _ = self._reader.consumer.get_watermark_offsets(found, self._timeout_s)
-                positions[TopicPartition(found.topic, found.partition)] = at
+            committed = self._reader.consumer.committed(asked, self._timeout_s)
+        for found in committed:
+            if found.error is not None:
+                raise mapped(found.error, f"offset of {found.topic}[{found.partition}]")
+            at = found.offset if found.offset >= 0 else self._first_offset(found)
+            positions[TopicPartition(found.topic, found.partition)] = at
         return positions
+
+    def _first_offset(self, partition: ck.TopicPartition) -> int:
+        """Where the log of a partition starts that the group has not read yet."""
+
+        def ask() -> int:
+            with mapping(f"ask where {partition.topic}[{partition.partition}] starts"):
+                first, _ = self._reader.consumer.get_watermark_offsets(partition, self._timeout_s)
+            return int(first)
+
+        return settled(ask, self._clock, self._timeout_s)

@@ -85,6 +85,18 @@ MISCONFIGURED: Final = frozenset(
         "GROUP_MAX_SIZE_REACHED",
     }
 )
+# A partition between two leaders, or new and not yet led: over in milliseconds.
+PASSING: Final = frozenset(
+    {
+        "LEADER_NOT_AVAILABLE",
+        "NOT_LEADER_FOR_PARTITION",
+        "FENCED_LEADER_EPOCH",
+        "UNKNOWN_LEADER_EPOCH",
+        "OFFSET_NOT_AVAILABLE",
+        "UNKNOWN_TOPIC_OR_PART",
+        "_UNKNOWN_PARTITION",
+    }
+)
 _CLASSES: Final[tuple[tuple[frozenset[str], type[MillstreamError]], ...]] = (
     (FENCED, PositionMoved),
     (FOREIGN, PositionForeign),

@@ -487,6 +487,14 @@ class GroupContract:
         assert batches[0].start_offset == 0
         assert assigned == [TopicPartition(topic, 0)]
 
+    def test_a_member_of_a_new_group_on_a_new_topic_is_assigned(self, world: World) -> None:
+        for _ in range(5):
+            topic, assigned = world.topic(4), list[TopicPartition]()
+            member = world.group(world.name())
+            member.subscribe([topic], assigned.extend, lambda _: None)
+            until(lambda: _polled(member) and len(assigned) == 4, "it holds all")  # noqa: B023
+            member.close()
+
     def test_every_record_goes_to_one_member_through_a_rebalance(self, world: World) -> None:
         topic, group = world.topic(4), world.name()
         producer = world.producer()
@@ -568,6 +576,14 @@ class AdminContract:
         with pytest.raises(Misconfigured, match=r"has 2 partitions and not 4.*repartition"):
             ensure_topics(admin, specs)
         assert admin.topics([other]) == {}
+
+    def test_a_new_topic_can_be_asked_about_at_once(self, world: World) -> None:
+        admin, log = world.admin(), world.log()
+        for _ in range(5):
+            spec = TopicSpec(name=world.name(), partitions=4)
+            admin.create_topics([spec])
+            assert log.bounds(spec.name) == dict.fromkeys(range(4), (0, 0))
+            assert log.partitions(spec.name) == 4
 
     def test_deleting_what_is_not_there_is_no_error(self, world: World) -> None:
         world.admin().delete_topics([world.name()])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import confluent_kafka as ck
 import pytest
 
-from ingest.clock import SystemClock
+from ingest.clock import ManualClock, SystemClock
 from ingest.kafka import (
     KafkaAdmin,
     KafkaGroupSource,
@@ -14,7 +16,7 @@ from ingest.kafka import (
     KafkaSource,
     KafkaTransactionalProducer,
 )
-from ingest.kafka.client import mapped, mapping
+from ingest.kafka.client import mapped, mapping, settled
 from ingest.kafka.errors import FENCED, FOREIGN, MISCONFIGURED, REJECTED, meaning
 from ingest.log import Outgoing, TopicPartition
 from ingest.topics import TopicSpec
@@ -158,3 +160,32 @@ class TestNobodyThere:
 def _poll_often(member: KafkaGroupSource) -> None:
     for _ in range(20):
         member.poll(1, 0.1)
+
+
+def unled(code: int, times: int) -> Callable[[], str]:
+    """A question that fails so often, then is answered."""
+    left = iter(range(times))
+
+    def ask() -> str:
+        with mapping("ask"):
+            if next(left, None) is not None:
+                raise ck.KafkaException(ck.KafkaError(code))
+        return "answer"
+
+    return ask
+
+
+def test_a_question_is_asked_again_while_a_partition_has_no_leader() -> None:
+    clock = ManualClock()
+    assert settled(unled(ck.KafkaError.NOT_LEADER_FOR_PARTITION, 5), clock, 1.0) == "answer"
+    assert 0 < clock.monotonic_s() < 1
+    with pytest.raises(BrokerUnavailable, match="NOT_LEADER"):
+        settled(unled(ck.KafkaError.NOT_LEADER_FOR_PARTITION, 1000), clock, 1.0)
+    assert 1 < clock.monotonic_s() < 3
+
+
+def test_a_question_is_not_asked_again_when_no_broker_answers() -> None:
+    clock = ManualClock()
+    with pytest.raises(BrokerUnavailable):
+        settled(unled(ck.KafkaError._TRANSPORT, 1), clock, 1.0)
+    assert clock.monotonic_s() == 0

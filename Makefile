@@ -28,8 +28,9 @@ $(STAMP): requirements.lock pyproject.toml deploy/kafka-jars.lock
 .PHONY: install
 install:
 	@test -n "$(PYTHON)" || { echo "setup: CPython 3.11 is needed (python3.11 or python3)"; exit 2; }
+# --seed: the download of the demo's data set runs pip.
 ifdef UV
-	test -x $(BIN)/python || $(UV) venv --quiet --python "$(PYTHON)" $(VENV)
+	test -x $(BIN)/python || $(UV) venv --quiet --seed --python "$(PYTHON)" $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 else

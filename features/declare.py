@@ -124,6 +124,11 @@ class RowPolicy:
     future_ms: int = 5 * 60_000  # later than its Kafka timestamp by more: dead-lettered
     attributes: tuple[str, ...] = ()  # static user attributes kept from PROFILE
 
+    def __post_init__(self) -> None:
+        for name in ("history_length", "ring_length", "hour_tiles", "day_tiles"):
+            if not 1 <= getattr(self, name) <= 1_000:  # lengths are stored in 16 bits
+                raise ValueError(f"{name} must be from 1 to 1000, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class FeatureSet:

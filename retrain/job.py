@@ -202,7 +202,12 @@ class _Job:
         from retrain.train import Failed, Progress, train  # noqa: PLC0415
 
         shop = self._shop
-        parts = split(examples.event_time, is_positive(examples.labels), shop.policy.train)
+        parts = split(
+            examples.event_time,
+            is_positive(examples.labels),
+            shop.policy.train,
+            self._order.recent_from_ms,
+        )
         self._cut_ms = parts.cut_ms
         if not len(parts.train):
             return self._end(Status.INSUFFICIENT, "nothing is left to train on before the holdout")

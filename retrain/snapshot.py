@@ -23,7 +23,7 @@ from features.examples import Examples, concat, take
 from retrain.split import is_positive
 from schemas.errors import Refused
 
-KIND = "examples"
+KINDS = ("examples", "history")  # the label join's, and the backfill's
 _BATCH = 4_096
 
 
@@ -42,7 +42,7 @@ class Snapshot:
 
     id: str  # 16 hex digits over partitions, manifests and files
     root: Path
-    manifests: tuple[str, ...]  # partition-sequence of each
+    manifests: tuple[str, ...]  # kind-partition-sequence of each
     fingerprints: tuple[str, ...]
     files: tuple[SnapshotFile, ...]
 
@@ -64,15 +64,19 @@ def take_snapshot(root: Path) -> Snapshot:
     """The examples of an archive as they stand now."""
     digest = hashlib.sha256()
     names, found, fingerprints = [], [], set()
-    for partition, manifest in sorted(archive.manifests(root, KIND).items()):
-        names.append(f"{partition}-{manifest.sequence}")
+    newest = (
+        (kind, manifest)
+        for kind in KINDS
+        for _, manifest in sorted(archive.manifests(root, kind).items())
+    )
+    for kind, manifest in newest:
+        names.append(f"{kind}-{manifest.partition}-{manifest.sequence}")
         if manifest.files:
             fingerprints.add(manifest.fingerprint)
         for file in manifest.files:
-            digest.update(f"{partition} {file.path} {file.sha256}\n".encode())
-            found.append(
-                SnapshotFile(path=f"{KIND}/{file.path}", records=file.records, sha256=file.sha256)
-            )
+            path = f"{kind}/{file.path}"
+            digest.update(f"{manifest.partition} {path} {file.sha256}\n".encode())
+            found.append(SnapshotFile(path=path, records=file.records, sha256=file.sha256))
     return Snapshot(
         id=digest.hexdigest()[:16],
         root=root,
@@ -85,7 +89,7 @@ def take_snapshot(root: Path) -> Snapshot:
 def file_problems(snapshot: Snapshot, features: FeatureSet) -> Iterator[str]:
     """What is wrong with the files themselves, before they are parsed."""
     if not snapshot.records:
-        yield f"{snapshot.root / KIND}: no examples"
+        yield f"{snapshot.root}: no examples; write some by `millstream features backfill`"
     for fingerprint in snapshot.fingerprints:
         if fingerprint != features.fingerprint:
             yield f"examples of feature set {fingerprint}, expected {features.fingerprint}"

@@ -20,21 +20,34 @@ class Split:
     cut_ms: int
 
 
-def split(event_time: NDArray[np.int64], positive: NDArray[np.bool_], policy: TrainPolicy) -> Split:
+def split(
+    event_time: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+    policy: TrainPolicy,
+    recent_from_ms: int | None = None,
+) -> Split:
     """
     Cut at the time after which `holdout_share` of the choices lie.
+
+    A training that answers a change is judged on the world after it, and must have seen that world:
+    then the share is of the choices since the change.
 
     Args:
         event_time: [n] ms.
         positive: [n] whether the example is a choice.
+        recent_from_ms: when the change began; None: there was none.
 
     >>> time = np.arange(10) * 1000
     >>> policy = TrainPolicy(holdout_share=0.3, embargo_ms=2000)
     >>> found = split(time, np.ones(10, bool), policy)
     >>> found.train.tolist(), found.holdout.tolist(), found.cut_ms
     ([0, 1, 2, 3, 4], [7, 8, 9], 7000)
+    >>> split(time, np.ones(10, bool), policy, recent_from_ms=6000).holdout.tolist()
+    [9]
     """
     times = np.sort(event_time[positive])
+    if recent_from_ms is not None and len(times) and times[-1] >= recent_from_ms:
+        times = times[times >= recent_from_ms]
     if not len(times):
         return Split(train=np.zeros(0, np.int64), holdout=np.zeros(0, np.int64), cut_ms=0)
     cut = int(times[min(len(times) - 1, round(len(times) * (1 - policy.holdout_share)))])

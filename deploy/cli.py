@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Annotated
 
 import structlog
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from deploy import own_version
 from ingest.settings import Settings
+from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import MillstreamError, Misconfigured, Refused
 
 # Their modules import what is heavy only inside commands: `millstream --help` is quick.
@@ -35,14 +33,10 @@ app = typer.Typer(
 stack_app = typer.Typer(no_args_is_help=True, help="Kafka, Valkey and the registry, here.")
 app.add_typer(stack_app, name="stack")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-_out = Console()
-_err = Console(stderr=True)
-
 
 def _print_version(asked: bool) -> None:
     if asked:
-        _out.print(f"millstream {own_version()}", highlight=False)
+        out.print(f"millstream {own_version()}", highlight=False)
         raise typer.Exit
 
 
@@ -88,9 +82,9 @@ def doctor(
 
     settings: Settings = context.obj
     if fetch:
-        with _err.status("fetching Kafka (45 MB, once)"):
+        with err.status("fetching Kafka (45 MB, once)"):
             kafka.prepare(settings.cache_dir)
-    with _err.status("looking"):
+    with err.status("looking"):
         found = list(checks.examine(settings))
     if as_json:
         print_json([asdict(check) for check in found])
@@ -120,12 +114,12 @@ def stack_up(
     from deploy import stack  # noqa: PLC0415 - keeps --help quick
 
     settings: Settings = context.obj
-    with _err.status("starting") as spinner:
+    with err.status("starting") as spinner:
         started = stack.up(settings, partitions, tell=spinner.update)
         spinner.update("creating topics")
         created = stack.create_topics(settings, partitions)
     if not as_json:
-        _err.print(
+        err.print(
             f"started: {', '.join(started) or 'nothing, all was up'}; "
             f"topics created: {len(created)}"
         )
@@ -147,15 +141,15 @@ def stack_down(
     """
     from deploy import stack  # noqa: PLC0415 - keeps --help quick
 
-    with _err.status("stopping"):
+    with err.status("stopping"):
         stopped = stack.down(context.obj, delete_data=delete_data)
     if as_json:
         print_json({"stopped": stopped, "data_deleted": delete_data})
         return
     for name, clean in stopped.items():
-        _out.print(f"{name} {'stopped' if clean else 'was killed: it did not stop in time'}")
+        out.print(f"{name} {'stopped' if clean else 'was killed: it did not stop in time'}")
     if not stopped:
-        _out.print("nothing was up")
+        out.print("nothing was up")
 
 
 @stack_app.command("status")
@@ -191,22 +185,7 @@ def _print_status(settings: Settings, *, as_json: bool) -> None:
         for part in found
     ]
     print_table(("part", "state", "address", "version", "pid", "memory"), rows)
-    _err.print(f"logs: {settings.stack_dir / 'logs'}", highlight=False)
-
-
-def print_json(value: object) -> None:
-    """JSON on standard output, for programs."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output, for people."""
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    _out.print(table)
+    err.print(f"logs: {settings.stack_dir / 'logs'}", highlight=False)
 
 
 def log_to_standard_error() -> None:
@@ -256,8 +235,8 @@ def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except MillstreamError as error:
-        _err.print(f"[red]{type(error).__name__}[/]: ", end="")
-        _err.print(str(error), markup=False, highlight=False)
+        err.print(f"[red]{type(error).__name__}[/]: ", end="")
+        err.print(str(error), markup=False, highlight=False)
         return _exit_code(error)
     return 0
 

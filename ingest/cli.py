@@ -1,4 +1,4 @@
-"""The commands of ingest: topics, dead letters, replay, simulate."""
+"""The commands of ingest: topics and simulate here, replay and dead letters in their modules."""
 
 # What is heavy (Kafka's client, polars) is imported inside commands, so that `--help` is quick; a
 # command has as many parameters as it has options.
@@ -6,38 +6,25 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from ingest.clock import SystemClock
+from ingest.dead_letter_cli import letters_app
+from ingest.replay_cli import replay
 from ingest.settings import Settings
+from ingest.terminal import Json, out, plain, print_json, print_table, progress
 from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from ingest.replay import Folded, FoldWatch, Sent
     from ingest.simulator import Simulator
-    from schemas.events import DeadLetter
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-MakeWatch = Callable[[Settings], "FoldWatch"]
 
 topics_app = typer.Typer(no_args_is_help=True, help="The ten topics: create, describe.")
-letters_app = typer.Typer(no_args_is_help=True, help="Records that were refused, and why.")
-_out = Console()
-_err = Console(stderr=True)
-_watches: list[MakeWatch] = []
 
 
 def register(app: typer.Typer) -> None:
@@ -46,11 +33,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(letters_app, name="dead-letters")
     app.command()(replay)
     app.command()(simulate)
-
-
-def watch_folds_with(make: MakeWatch) -> None:
-    """How `replay --wait` sees the features job: a package above ingest says it."""
-    _watches[:] = [make]
 
 
 # --- topics -------------------------------------------------------------------------------------
@@ -78,9 +60,9 @@ def topics_create(
     admin = KafkaAdmin(settings.bootstrap_servers, settings.timeout_s)
     created = ensure_topics(admin, specs)
     if as_json:
-        _print_json({"created": created, "topics": [spec.name for spec in specs]})
+        print_json({"created": created, "topics": [spec.name for spec in specs]})
     else:
-        _out.print(f"{len(created)} topics created, {len(specs) - len(created)} were there")
+        out.print(f"{len(created)} topics created, {len(specs) - len(created)} were there")
 
 
 @topics_app.command("describe")
@@ -98,9 +80,9 @@ def topics_describe(context: typer.Context, as_json: Json = False) -> None:
     log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
     rows = describe(admin, log, topic_specs(settings.topic_prefix, 1, replay=False))
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
-        _print_table(
+        print_table(
             ("topic", "partitions", "cleanup", "retention", "records"),
             (
                 (r.name, str(r.partitions), r.cleanup, r.retention, str(r.records))
@@ -111,168 +93,6 @@ def topics_describe(context: typer.Context, as_json: Json = False) -> None:
         )
     if not all(row.exists for row in rows):
         raise typer.Exit(1)
-
-
-# --- dead letters -------------------------------------------------------------------------------
-
-
-@letters_app.command("list")
-def dead_letters_list(
-    context: typer.Context,
-    reason: Annotated[str | None, typer.Option(help="Only those of this reason.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the first ones.")] = 100,
-    as_json: Json = False,
-) -> None:
-    """
-    The refused records: reason, origin, detail.
-
-    Example: `millstream dead-letters list --reason undecodable`
-    """
-    found: list[DeadLetter] = []
-    with _letters(context.obj) as letters:
-        for one in letters:
-            if reason in (None, one.reason):
-                found.append(one)
-            if len(found) == limit:
-                break
-    if as_json:
-        _print_json([_letter_json(one) for one in found])
-        return
-    _print_table(
-        ("reason", "origin", "detail"),
-        ((one.reason, f"{one.topic}/{one.partition}/{one.offset}", one.detail) for one in found),
-    )
-
-
-@letters_app.command("show")
-def dead_letters_show(
-    context: typer.Context,
-    origin: Annotated[str, typer.Argument(help="topic/partition/offset, as `list` prints it.")],
-) -> None:
-    """
-    One refused record in full, as JSON; its bytes in base 64. Exit code 1 if there is none.
-
-    Example: `millstream dead-letters show user-events/0/42`
-    """
-    with _letters(context.obj) as letters:
-        for one in letters:
-            if f"{one.topic}/{one.partition}/{one.offset}" == origin:
-                _print_json(_letter_json(one))
-                return
-    _err.print(f"no dead letter of {origin}", markup=False)
-    raise typer.Exit(1)
-
-
-@contextmanager
-def _letters(settings: Settings) -> Iterator[Iterator[DeadLetter]]:
-    from ingest.dead_letter import read_dead_letters
-    from ingest.kafka import KafkaLog, KafkaSource
-    from ingest.topics import Topics
-    from schemas.codec import Codec
-    from schemas.events import DeadLetter
-    from schemas.registry import RemoteRegistry
-
-    topic = Topics(settings.topic_prefix).dead_letters
-    registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
-    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
-    with closing(KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)) as source:
-        yield read_dead_letters(source, log, Codec(registry, DeadLetter, topic), topic)
-
-
-def _letter_json(one: DeadLetter) -> dict[str, Any]:
-    def text(data: bytes | None) -> str | None:
-        return None if data is None else base64.b64encode(data).decode()
-
-    headers = {h.name: text(h.value) for h in one.headers}
-    return {**asdict(one), "key": text(one.key), "value": text(one.value), "headers": headers}
-
-
-# --- replay -------------------------------------------------------------------------------------
-
-
-def replay(
-    context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="movielens-100k, movielens or kuairand.")],
-    path: Annotated[Path | None, typer.Argument(help="Where its files are.")] = None,
-    speed: Annotated[str, typer.Option(help="Times real time, or max.")] = "max",
-    limit: Annotated[int | None, typer.Option(min=0, help="At most so many rows.")] = None,
-    start: Annotated[float, typer.Option("--from", help="Leave out this share of rows.")] = 0.0,
-    until: Annotated[float, typer.Option("--until", help="Stop at this share of rows.")] = 1.0,
-    end_ms: Annotated[
-        int | None, typer.Option(help="Event time of the last row, epoch ms. Default: now.")
-    ] = None,
-    items: Annotated[bool, typer.Option(help="Send the catalogue first.")] = True,
-    wait: Annotated[bool, typer.Option(help="Wait until the features job has folded it.")] = True,
-    as_json: Json = False,
-) -> None:
-    """
-    Send a data set as live traffic, in event-time order, shifted so that it ends now.
-
-    Example: `millstream replay movielens-100k --speed max --until 0.8`
-    """
-    from ingest.datasets import open_dataset
-    from ingest.kafka import KafkaProducer
-    from ingest.replay import Replay, ReplayPlan
-    from ingest.topics import Topics
-    from schemas.registry import RemoteRegistry
-
-    settings: Settings = context.obj
-    clock = SystemClock()
-    with _err.status(f"reading {dataset}"):
-        data = open_dataset(dataset, path, settings.data_dir)
-    _err.print(f"licence of {dataset}: {data.licence}", markup=False)
-    try:
-        plan = ReplayPlan(
-            end_ms=clock.now_ms() if end_ms is None else end_ms,
-            speed=None if speed == "max" else float(speed),
-            from_fraction=start,
-            until_fraction=until,
-            limit=limit,
-            items=items,
-        )
-    except ValueError as error:
-        raise Misconfigured(f"replay: {error}") from error
-    watch = _watches[0](settings) if wait and _watches else None
-    if watch is not None:
-        watch.begin()
-    first, stop = plan.rows(len(data))
-    producer = KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
-    registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
-    with closing(producer), _progress("rows", stop - first) as tell:
-        job = Replay(data, producer, registry, Topics(settings.topic_prefix), clock)
-        sent = job.run(plan, lambda so_far: tell(so_far.rows))
-    folded = None
-    if watch is not None:
-        with _err.status("waiting for the features job"):
-            folded = watch.wait(sent.last_offsets, timeout_s=600)
-    _print_replay(sent, folded, as_json=as_json)
-
-
-def _print_replay(sent: Sent, folded: Folded | None, *, as_json: bool) -> None:
-    if as_json:
-        report: dict[str, Any] = {"sent": _fields(sent)}
-        if folded is not None:
-            report["folded"] = _fields(folded)
-        _print_json(report)
-        return
-    titles = ["event type", "sent", "without repeats"]
-    rows = [[name, str(n), str(sent.distinct[name])] for name, n in sorted(sent.events.items())]
-    if folded is not None:
-        titles.append("folded")
-        for row in rows:
-            row.append(str(folded.accepted.get(row[0], 0)))
-    _print_table(titles, rows)
-    events = sum(sent.events.values())
-    _out.print(
-        f"{sent.rows} rows ({sent.repeated_rows} repeated), {sent.items} items, {events} events "
-        f"in {sent.seconds:.1f} s",
-        highlight=False,
-    )
-    if folded is not None:
-        _out.print(
-            f"{folded.duplicates} duplicates, {folded.late} late, {folded.rejected} refused",
-            highlight=False,
-        )
 
 
 # --- simulate -----------------------------------------------------------------------------------
@@ -321,10 +141,10 @@ def simulate(
     _simulate(context.obj, simulator, minutes * 60)
     tally = simulator.tally
     if as_json:
-        _print_json(_fields(tally))
+        print_json(plain(tally))
         return
-    _print_table(("event type", "sent"), ((k, str(n)) for k, n in sorted(tally.events.items())))
-    _out.print(
+    print_table(("event type", "sent"), ((k, str(n)) for k, n in sorted(tally.events.items())))
+    out.print(
         f"{tally.requests} requests, {tally.answered} answered; {tally.duplicates} duplicates, "
         f"{tally.late} late, {tally.malformed} malformed, {tally.withheld.total()} withheld",
         highlight=False,
@@ -345,7 +165,7 @@ def _simulate(settings: Settings, simulator: Simulator, duration_s: float) -> No
         with (
             closing(KafkaSource(servers, timeout_s=timeout_s)) as source,
             closing(KafkaProducer(servers, timeout_s=timeout_s)) as producer,
-            _progress("seconds", round(duration_s)) as tell,
+            progress("seconds", round(duration_s)) as tell,
         ):
             live = Live(
                 log=KafkaLog(servers, timeout_s),
@@ -384,33 +204,3 @@ def _span(name: str, text: str | None) -> tuple[float, float] | None:
     except ValueError as error:
         raise Misconfigured(f"--{name} {text!r} is not FROM-UNTIL in seconds, as 60-90") from error
     return start, until
-
-
-# --- printing -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(unit: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; `tell(done)` moves it."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, console=_err, transient=True) as bar:
-        task = bar.add_task(unit, total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    """A dataclass as a dict; unlike `asdict`, with its Counters whole."""
-    return {f.name: getattr(value, f.name) for f in fields(value)}
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def _print_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    _out.print(table)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deploy.cli import run
-from ingest import cli
+from ingest import replay_cli
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetters
 from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
@@ -120,7 +120,7 @@ class Watch:
 def test_a_replay_waits_for_the_features_job_and_tells_what_it_folded(
     line: Line, films: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_watches", [lambda settings: Watch()])
+    monkeypatch.setattr(replay_cli, "_watches", [lambda settings: Watch()])
     _, out = line("replay", "movielens", str(films), "--json")
     assert json.loads(out)["folded"]["accepted"] == {"RATING": 2}
     assert "3 duplicates" in line("replay", "movielens", str(films))[1]

@@ -9,6 +9,7 @@ import structlog
 import typer
 
 from deploy import cli
+from ingest.terminal import print_json
 from schemas.errors import Misconfigured, ProcessFailed, Refused
 
 
@@ -57,7 +58,7 @@ def test_log_events_go_to_standard_error_and_leave_json_alone(
         logger = structlog.get_logger("kafka")
         logger.debug("not.told")
         logger.warning("broker.slow", waited_s=3)
-        cli.print_json({"rows": 1})
+        print_json({"rows": 1})
 
     app = typer.Typer()
     app.command()(tell)

@@ -134,6 +134,7 @@ class ArchiveWriter:
         self._suffix = suffix
         self._disk = disk
         self._open: _OpenFile | None = None
+        self._whole: list[ArchiveFile] = []  # closed and not yet committed
         self._numbers = iter(range(len(manifest.files), 10**9))
 
     @property
@@ -158,22 +159,36 @@ class ArchiveWriter:
                 self._open = self._begun(day_ms)
             self._open.write(content, records)
 
+    def roll(self) -> None:
+        """Close the file; what is appended from here on goes to another. Nothing counts yet."""
+        with _mapped(self._folder, self.close):
+            if self._open is not None:
+                self._whole.append(self._open.published())
+                self._open = None
+
     def commit(
-        self, position: Mapping[str, int], notes: tuple[Mapping[str, int], ...] = ()
+        self,
+        position: Mapping[str, int],
+        notes: tuple[Mapping[str, int], ...] = (),
+        *,
+        replace_files: bool = False,
     ) -> Manifest:
         """
         Make what was appended, the position and the notes count, together or not at all.
+
+        `replace_files`: what counted before counts no more, and the next claim removes it.
 
         Raises:
             PositionMoved: another writer claimed this partition.
             ArchiveUnavailable: the disk failed or is full; the old manifest stands.
         """
         old = self._manifest
-        if self._open is None and dict(position) == dict(old.position) and not notes:
+        self.roll()
+        same = dict(position) == dict(old.position) and not replace_files
+        if same and not self._whole and not notes:
             return old
         with _mapped(self._folder, self.close):
-            files = old.files if self._open is None else (*old.files, self._open.published())
-            self._open = None
+            files = (*(() if replace_files else old.files), *self._whole)
             new = replace(
                 old,
                 sequence=old.sequence + 1,
@@ -183,7 +198,7 @@ class ArchiveWriter:
                 previous=hashlib.sha256(old.to_json()).hexdigest(),
             )
             _create(self._disk, self._folder, new)
-        self._manifest = new
+        self._manifest, self._whole = new, []
         return new
 
     def close(self) -> None:

@@ -14,7 +14,6 @@ dedicated connection. A lost connection has lost its watch: what follows starts 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,11 +31,13 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from features.declare import DAY_MS
+from features.position import decoded, encoded
 from features.store import Keys, Lease, Position, Snapshot, Unpublished, Update, Values
 from features.store_memory import check_unmoved, claimed
 from schemas.errors import Misconfigured, PositionMoved, StoreUnavailable
 
-Command: TypeAlias = Sequence[bytes | str | int]
+Argument: TypeAlias = bytes | str | int
+Command: TypeAlias = Sequence[Argument]
 
 TTL_MARGIN_MS = 7 * DAY_MS
 SCAN_COUNT = 1_000
@@ -87,10 +88,10 @@ class RedisStore:
         for _ in range(CLAIM_TRIES):
             with self._watching():
                 stored = self._writer.ask(["UNWATCH"], ["WATCH", key], ["GET", key])[-1]
-                position = claimed(partition, _decoded(stored), start)
+                position = claimed(partition, decoded(stored), start)
                 only = ["NX"] if stored is None else ["XX"]
                 done = self._writer.ask(
-                    ["MULTI"], ["SET", key, _encoded(position), *only], ["EXEC"], held=True
+                    ["MULTI"], ["SET", key, encoded(position), *only], ["EXEC"], held=True
                 )
             if done[-1] is not None and done[-1][0] is not None:
                 return Lease(partition=partition, position=position)
@@ -103,7 +104,7 @@ class RedisStore:
         partials = self._prefix("i", lease.partition)
         keys = [position, *[rows + user for user in users], *[partials + item for item in items]]
         found = self._writer.ask(["UNWATCH"], ["WATCH", position], ["MGET", *keys])[-1]
-        check_unmoved(lease, _decoded(found[0]))
+        check_unmoved(lease, decoded(found[0]))
         self._watched = lease
         return Values(rows=found[1 : len(users) + 1], partials=found[len(users) + 1 :])
 
@@ -135,7 +136,7 @@ class RedisStore:
             )
         found = self._reader.ask_again(*commands) if commands else []
         return {
-            partition: Snapshot(position=_decoded(values[0]), rows=values[1:])
+            partition: Snapshot(position=decoded(values[0]), rows=values[1:])
             for partition, values in zip(users, found, strict=True)
         }
 
@@ -148,7 +149,7 @@ class RedisStore:
         found = self._reader.ask_again(
             ["MGET", self._position_key(partition), *[prefix + item for item in items]]
         )[0]
-        return Snapshot(position=_decoded(found[0]), rows=found[1:])
+        return Snapshot(position=decoded(found[0]), rows=found[1:])
 
     def keys(self, partition: int) -> Keys:
         found: dict[str, set[str]] = {}
@@ -189,29 +190,32 @@ class RedisStore:
 
     def _changes(self, moved: Lease, update: Update) -> list[Command]:
         partition = moved.partition
-        rows = self._prefix("u", partition)
         commands: list[Command] = []
-        if update.rows:
-            flat: list[bytes | str | int] = []
-            for user, row in update.rows.items():
-                flat += (rows + user, row)
-            if self._has_msetex:
-                commands.append(["MSETEX", len(update.rows), *flat, "PX", self._ttl_ms])
-            else:
-                commands += [
-                    ["SET", flat[at], flat[at + 1], "PX", self._ttl_ms]
-                    for at in range(0, len(flat), 2)
-                ]
+        if update.rows and self._has_msetex:
+            rows = self._keyed("u", partition, update.rows)
+            commands.append(["MSETEX", len(update.rows), *rows, "PX", self._ttl_ms])
+        elif update.rows:
+            rows = self._keyed("u", partition, update.rows)
+            pairs = zip(rows[::2], rows[1::2], strict=True)
+            commands += [["SET", key, row, "PX", self._ttl_ms] for key, row in pairs]
         if update.partials:
-            partials = self._prefix("i", partition)
-            flat = []
-            scores: list[bytes | str | int] = []
-            for item, partial in update.partials.items():
-                flat += (partials + item, partial)
+            scores: list[Argument] = []
+            for item in update.partials:
                 scores += (update.next_offset, item)
             # Without expiry: there are as many as the catalogue has items.
-            commands += [["MSET", *flat], ["ZADD", self._waiting_key(partition), *scores]]
-        return [*commands, ["SET", self._position_key(partition), _encoded(moved.position)]]
+            commands += [
+                ["MSET", *self._keyed("i", partition, update.partials)],
+                ["ZADD", self._waiting_key(partition), *scores],
+            ]
+        return [*commands, ["SET", self._position_key(partition), encoded(moved.position)]]
+
+    def _keyed(self, kind: str, partition: int, values: Mapping[str, bytes]) -> list[bytes]:
+        """Keys and values in turn."""
+        prefix = self._prefix(kind, partition)
+        flat: list[bytes] = []
+        for name, value in values.items():
+            flat += ((prefix + name).encode(), value)
+        return flat
 
     def _check_server(self) -> None:
         """Once a store: what the server can and may do."""
@@ -300,7 +304,7 @@ class _Link:
             if held and not self._connection.is_connected:
                 raise StoreUnavailable("the connection and its watch were lost")
             try:
-                self._connection.send_packed_command(self._connection.pack_commands(commands))
+                self._connection.send_packed_command([packed(commands)])
                 replies = [self._reply() for _ in commands]
                 _check(replies, nested=commands[-1][0] == "EXEC")
             except BaseException as error:
@@ -331,6 +335,24 @@ class _Link:
             return error  # the replies behind it must be read too
 
 
+def packed(commands: Sequence[Command]) -> bytes:
+    """
+    Commands as they go over the wire.
+
+    redis-py checks and joins each argument on its own: 2.3 us for each, against 0.35 here.
+
+    >>> packed([["GET", "k"], ["SET", b"k", 1]])
+    b'*2\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n*3\\r\\n$3\\r\\nSET\\r\\n$1\\r\\nk\\r\\n$1\\r\\n1\\r\\n'
+    """
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            value = argument if isinstance(argument, bytes) else str(argument).encode()
+            parts += (b"$%d\r\n" % len(value), value, b"\r\n")
+    return b"".join(parts)
+
+
 def _check(replies: Sequence[Any], *, nested: bool) -> None:
     """Raise the error that says most: the first one, also inside an EXEC's reply."""
     inner = replies[-1] if nested and isinstance(replies[-1], list) else []
@@ -343,39 +365,6 @@ def _mapped(error: RedisError | OSError) -> Misconfigured | StoreUnavailable:
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
         return Misconfigured(f"the store refuses us: {error}; check MILLSTREAM_REDIS_URL")
     return StoreUnavailable(f"{type(error).__name__}: {error}")
-
-
-def _encoded(position: Position) -> str:
-    return json.dumps(
-        {
-            "cluster": position.cluster_id,
-            "topic": position.topic_id,
-            "epoch": position.epoch,
-            "next": position.next_offset,
-            "origins": position.origins,
-            "counts": position.counts,
-        }
-    )
-
-
-def _decoded(stored: bytes | None) -> Position | None:
-    if stored is None:
-        return None
-    try:
-        found = json.loads(stored)
-        return Position(
-            cluster_id=found["cluster"],
-            topic_id=found["topic"],
-            epoch=found["epoch"],
-            next_offset=found["next"],
-            origins=tuple((partition, offset) for partition, offset in found["origins"]),
-            counts=tuple((name, count) for name, count in found["counts"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise Misconfigured(
-            f"a stored position cannot be read ({stored!r}); delete its key and run "
-            "`millstream features rebuild`"
-        ) from error
 
 
 def _info(text: bytes, name: str) -> str:

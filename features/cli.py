@@ -1,0 +1,179 @@
+"""Commands: `millstream features run | show | rebuild | describe`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from schemas.errors import Misconfigured, Refused
+
+if TYPE_CHECKING:
+    from features.rebuild import RebuildReport
+    from features.show import ShownUser
+    from ingest.settings import Settings
+
+# What is heavy is imported inside the commands: `--help` stays quick.
+features_app = typer.Typer(no_args_is_help=True, help="User rows: fold, look at, rebuild.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+_out = Console()
+_err = Console(stderr=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this package's commands."""
+    app.add_typer(features_app, name="features")
+
+
+@features_app.command("run")
+def run(
+    context: typer.Context,
+    runner: Annotated[str, typer.Option(help="Beam runner: fnapi (this process).")] = "fnapi",
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
+    from_earliest: Annotated[
+        bool, typer.Option("--from-earliest", help="Begin although the log's head is gone.")
+    ] = False,
+    publish: Annotated[bool, typer.Option(help="Send item partials to item-features.")] = True,
+) -> None:
+    """
+    Fold user-events into rows until SIGTERM; a restart resumes where the store stands.
+
+    Example: `millstream features run --metrics-port 9101`
+    """
+    from features.run import RunOptions, run_job  # noqa: PLC0415
+
+    if runner != "fnapi":
+        raise Misconfigured(f"--runner {runner}: this build knows only fnapi")
+    options = RunOptions(metrics_port=metrics_port, from_earliest=from_earliest, publish=publish)
+    run_job(context.obj, options, lambda text: _err.print(f"ready: {text}", highlight=False))
+
+
+@features_app.command("show")
+def show(
+    context: typer.Context,
+    user: Annotated[str, typer.Option(help="User id.")],
+    as_json: Json = False,
+) -> None:
+    """
+    Print a user's row: what is known of the user, and up to which event.
+
+    Example: `millstream features show --user 42`
+    """
+    from features.show import shown_user  # noqa: PLC0415
+
+    with _err.status("reading the row and the catalogue"):
+        found = shown_user(context.obj, user)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        _print_user(found)
+    if not found.known:
+        raise typer.Exit(1)
+
+
+@features_app.command("rebuild")
+def rebuild(
+    context: typer.Context,
+    partition: Annotated[int | None, typer.Option(help="Only this partition.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user's row.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Only compare; change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """
+    Fold the log again and put the rows right, byte for byte; `--verify` exits 3 if they differ.
+
+    A feature job that runs meanwhile is fenced by a rebuild (not by `--verify`): restart it.
+
+    Example: `millstream features rebuild --verify`
+    """
+    from features import rebuild as rebuilding  # noqa: PLC0415
+    from features.job import rebuild_parts  # noqa: PLC0415
+
+    settings: Settings = context.obj
+    parts = rebuild_parts(settings)
+    if user is not None:
+        with _err.status(f"folding the partition of {user} again"):
+            changed = rebuilding.rebuild_user(parts, user)
+        if as_json:
+            _print_json({"user": user, "changed": changed})
+        else:
+            _out.print("replaced" if changed else "was right", highlight=False)
+        return
+    count = parts.log.partitions(parts.topic)
+    if partition is not None and not 0 <= partition < count:
+        raise Misconfigured(f"{parts.topic} has partitions 0 to {count - 1}, not {partition}")
+    step = rebuilding.verify_partition if verify else rebuilding.rebuild_partition
+    reports = []
+    for number in range(count) if partition is None else [partition]:
+        with _err.status(f"folding partition {number} of {count} again"):
+            reports.append(step(parts, number))
+    report = rebuilding.RebuildReport(partitions=tuple(reports))
+    _print_report(report, as_json)
+    if verify and not report.ok:
+        raise Refused(
+            "stored rows differ from what the log gives; run `millstream features rebuild`"
+        )
+
+
+@features_app.command("describe")
+def describe(as_json: Json = False) -> None:
+    """
+    List the declared features of the standard set.
+
+    Example: `millstream features describe`
+    """
+    from features import catalog  # noqa: PLC0415
+    from features.catalog import CATALOG  # noqa: PLC0415
+
+    found = catalog.describe(CATALOG)
+    if as_json:
+        _print_json({"fingerprint": CATALOG.fingerprint, "features": found})
+        return
+    table = Table(*found[0], title=f"feature set {CATALOG.fingerprint}")
+    for row in found:
+        table.add_row(*row.values())
+    _out.print(table)
+
+
+def _print_user(user: ShownUser) -> None:
+    _out.print(
+        f"user {user.user}, partition {user.partition}, folded up to offset {user.next_offset}",
+        highlight=False,
+    )
+    if not user.known:
+        _out.print("no row: nothing is known of this user", highlight=False)
+        return
+    _out.print(f"first seen {user.first_seen}, last seen {user.last_seen}", highlight=False)
+    counts = Table("event type", "24 hours", "30 days", title="events until last seen")
+    for count in user.counts:
+        counts.add_row(count.event_type, str(count.day), str(count.month))
+    history = Table("time", "type", "item", "value", title="last interactions, newest first")
+    for entry in user.history:
+        value = "" if entry.value is None else f"{entry.value:g}"
+        history.add_row(entry.time, entry.event_type, entry.title or entry.item, value)
+    _out.print(counts)
+    _out.print(history)
+
+
+def _print_report(report: RebuildReport, as_json: bool) -> None:
+    if as_json:
+        _print_json({"ok": report.ok, "partitions": [asdict(p) for p in report.partitions]})
+        return
+    table = Table("partition", "up to", "kind", "equal", "different", "missing", "extra")
+    for p in report.partitions:
+        for kind, c in (("rows", p.rows), ("partials", p.partials)):
+            numbers = (c.equal, c.different, c.missing, c.extra)
+            table.add_row(str(p.partition), str(p.offset), kind, *map(str, numbers))
+    _out.print(table)
+    for p in report.partitions:
+        for name in p.named:
+            _out.print(f"partition {p.partition}: {name}", highlight=False)
+
+
+def _print_json(found: Any) -> None:
+    print(json.dumps(found, indent=2))  # noqa: T201 - the command's output

@@ -1,0 +1,157 @@
+"""The feature job put together from settings: split, publisher and rebuild."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from features.catalog import CATALOG
+from features.hot_rows import HotRows
+from features.outlets import KafkaOutlets
+from features.publish import Publisher, PublishTarget
+from features.redis_store import RedisStore
+from features.refold import RebuildParts
+from features.split import Split, SplitParts
+from features.worker import FeatureWorker, FoldRules
+from ingest.clock import SystemClock
+from ingest.dead_letter import DeadLetters
+from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource, KafkaTransactionalProducer
+from ingest.metrics import Metrics
+from ingest.settings import Settings
+from ingest.topics import Topics, check_partitions
+from schemas.codec import Codec
+from schemas.columns import ColumnReader
+from schemas.events import DeadLetter, ItemFeatures, UserEvent
+from schemas.registry import RemoteRegistry
+
+# An answer to a fetch waits for more data at most this long: freshness of a quiet topic.
+FETCH_OPTIONS = {"fetch.wait.max.ms": 20}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    """What a split folds. Travels with the pipeline, so it holds no connections."""
+
+    settings: Settings
+    partitions: tuple[int, ...]
+    from_earliest: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the split in the pool: the same partitions of the same log and store."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    def split(self, splits: int) -> list[JobConfig]:
+        """
+        The same job shared out.
+
+        >>> job = JobConfig(settings=Settings(), partitions=(0, 1, 2))
+        >>> [part.partitions for part in job.split(2)]
+        [(0, 2), (1,)]
+        """
+        shares = (self.partitions[at::splits] for at in range(splits))
+        return [replace(self, partitions=share) for share in shares if share]
+
+
+def job_config(settings: Settings, *, from_earliest: bool = False) -> JobConfig:
+    """
+    The job over all partitions.
+
+    Raises:
+        Misconfigured: the topics keyed by user have unequal partition counts.
+    """
+    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
+    partitions = check_partitions(log, Topics(settings.topic_prefix))
+    return JobConfig(
+        settings=settings, partitions=tuple(range(partitions)), from_earliest=from_earliest
+    )
+
+
+def open_store(settings: Settings) -> RedisStore:
+    """The rows of the standard feature set."""
+    return RedisStore(
+        settings.redis_url,
+        CATALOG.fingerprint,
+        lifetime_ms=CATALOG.row.lifetime_ms,
+        timeout_s=settings.timeout_s,
+    )
+
+
+def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
+    """The live parts of a split, not yet claimed."""
+    settings = config.settings
+    topics = Topics(settings.topic_prefix)
+    clock = SystemClock()
+    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
+    store = open_store(settings)
+    rows = HotRows(store)
+    producer = _producer(settings)
+    registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
+    worker = FeatureWorker(
+        rows,
+        ColumnReader(registry, UserEvent),
+        _outlets(settings, registry, producer, metrics),
+        FoldRules(features=CATALOG, partitions=log.partitions(topics.user_events)),
+    )
+    return Split(
+        SplitParts(
+            topic=topics.user_events,
+            partitions=config.partitions,
+            source=KafkaSource(
+                settings.bootstrap_servers, timeout_s=settings.timeout_s, options=FETCH_OPTIONS
+            ),
+            log=log,
+            writer=rows,
+            reader=store,
+            worker=worker,
+            clock=clock,
+            metrics=metrics,
+            from_earliest=config.from_earliest,
+            closing=(producer, store),
+        )
+    )
+
+
+def open_publisher(settings: Settings, owns: Callable[[int], bool]) -> Publisher:
+    """Sends changed partials to `item-features`."""
+    topic = Topics(settings.topic_prefix).item_features
+    registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
+    target = PublishTarget(
+        topic=topic,
+        fingerprint=CATALOG.fingerprint,
+        codec=Codec(registry, ItemFeatures, topic),
+        open_producer=lambda name: KafkaTransactionalProducer(
+            settings.bootstrap_servers, name, timeout_s=settings.timeout_s
+        ),
+    )
+    return Publisher(open_store(settings), target, owns)
+
+
+def rebuild_parts(settings: Settings) -> RebuildParts:
+    """What compares and replaces the live rows."""
+    registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
+    return RebuildParts(
+        topic=Topics(settings.topic_prefix).user_events,
+        log=KafkaLog(settings.bootstrap_servers, settings.timeout_s),
+        store=open_store(settings),
+        features=CATALOG,
+        open_source=lambda: KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s),
+        open_reader=lambda: ColumnReader(registry, UserEvent),
+        open_outlets=lambda: _outlets(settings, registry, _producer(settings), None),
+        clock=SystemClock(),
+        timeout_s=settings.timeout_s,
+    )
+
+
+def _producer(settings: Settings) -> KafkaProducer:
+    return KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
+
+
+def _outlets(
+    settings: Settings, registry: RemoteRegistry, producer: KafkaProducer, metrics: Metrics | None
+) -> KafkaOutlets:
+    topic = Topics(settings.topic_prefix).dead_letters
+    codec = Codec(registry, DeadLetter, topic)
+    letters = DeadLetters(producer, codec, topic, SystemClock(), metrics=metrics)
+    return KafkaOutlets(letters, producer, settings.timeout_s)

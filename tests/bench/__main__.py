@@ -1,0 +1,32 @@
+"""`python -m tests.bench [NAME]`: measure, print a table, write out/bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import pipeline
+from tests.bench.world import ROOT, Sizes
+
+BENCHMARKS = {"pipeline": pipeline.bench}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the named benchmark, or all of them. Exit code 1 if a part broke."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS), help="default: all")
+    parser.add_argument("--part", action="append", help="only this part; may be repeated")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
+    chosen = parser.parse_args(arguments)
+    names = [chosen.name] if chosen.name else sorted(BENCHMARKS)
+    console = Console(width=max(120, Console().width))
+    sizes = Sizes() if chosen.scale == 1 else Sizes().scaled(chosen.scale)
+    return max(BENCHMARKS[n](chosen.out, sizes, chosen.part or [], console) for n in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Request to recommendation through Kafka: `millstream serve` beside its SavedModel alone."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka as ck
+import numpy as np
+from numpy.typing import NDArray
+
+from features import rows
+from features.assemble import UserFeatures, assemble_users, named
+from features.catalog import CATALOG
+from features.declare import Level, UserContext
+from features.hashing import hash_ids
+from features.job import open_store
+from inference import operator
+from inference.model import ModelRef
+from inference.registry import FolderRegistry, ModelFacts
+from inference.signature import ensure_key
+from ingest.placement import partitions_of
+from ingest.settings import Settings
+from ingest.topics import Topics
+from schemas.codec import Codec
+from schemas.columns import ColumnReader
+from schemas.events import Item, Recommendation, RecommendationRequest
+from tests.bench.figures import Figure, figure
+from tests.bench.measure import CLOCK, TooSlow, chunks, quantiles_ms, seconds
+from tests.bench.shop import COUNTRIES, DEVICES, SURFACES
+from tests.bench.to_rows import ensure_rows
+from tests.bench.world import MAIN, PARTITIONS, Sent, World
+
+AIM = 3_000.0
+BATCHES = (16, 32, 64, 128, 256)
+LIMIT_S = 1.5  # for each batch size
+K = 10
+SEEN = 50
+WARM = 1_000
+ANSWERS_S = 60.0
+STEP_S = 0.001
+ACTIVE = 4_000  # users who ask: the most active ones, whose histories are full
+
+
+def run(world: World) -> Iterator[Figure]:
+    """Export an untrained model of full size, call it in a loop, then serve it through Kafka."""
+    settings = ensure_rows(world)
+    users, seen = _features(world, settings)
+    staging = world.directory / "staging"
+    _export(world, staging, users, seen)
+    alone = _alone(staging, users, seen)
+    shutil.copytree(staging, world.directory / "exported", dirs_exist_ok=True)
+    _release(world, settings, staging)
+    limits = {"the SavedModel alone, its best batch": max(alone.values())}
+    with world.command(settings, "serve", environment={"TF_CPP_MIN_LOG_LEVEL": "2"}):
+        client = Client(world, settings)
+        client.burst(WARM)
+        taken_s = client.burst(world.sizes.serve_requests)
+        per_s = world.sizes.serve_requests / taken_s
+        load = per_s / 2
+        latencies = client.paced(load, world.sizes.paced_s)
+        told = client.told()
+        client.close()
+    yield figure(
+        "request to recommendation through Kafka",
+        per_s,
+        "recommendations/s",
+        aim=AIM,
+        limits=limits,
+        requests=world.sizes.serve_requests,
+        savedmodel_per_s={f"batch {size}": round(found) for size, found in alone.items()},
+        model=f"two towers, history {SEEN}, width 64, {world.sizes.catalogue:,} items",
+        answers=told,
+        note="from the first request sent to the last answer read, read_committed",
+        **({} if per_s >= AIM else {"profile": [f"stages of one answer: {told}"]}),
+    )
+    found = quantiles_ms(latencies)
+    world.samples["request to recommendation"] = (np.asarray(latencies) * 1000, None)
+    for q in ("p50", "p99"):
+        yield figure(
+            f"request to recommendation at half load, {q}",
+            found[f"{q}_ms"],
+            "ms",
+            requests_per_s=round(load),
+            requests=found["n"],
+            quantiles=found,
+            p50_ms_by_second=[
+                round(quantiles_ms(part)["p50_ms"]) for part in chunks(latencies, round(load))
+            ],
+        )
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What came back: when, and the bytes."""
+
+    received_s: float
+    value: bytes
+
+
+class Client:
+    """Sends requests and reads answers, in one thread."""
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        self._world = world
+        topics = Topics(settings.topic_prefix)
+        self._requests = topics.requests
+        self._codec = Codec(world.registry, RecommendationRequest, topics.requests)
+        self._reader = ColumnReader(world.registry, Recommendation)
+        self._producer = world.producer(**{"linger.ms": 1})
+        ends = world.ends(topics.recommendations)
+        self._consumer = world.consumer(
+            ends, topics.recommendations, **{"isolation.level": "read_committed"}
+        )
+        self._chance = np.random.default_rng(3)
+        self._sent_s: dict[str, float] = {}
+        self._statuses: dict[str, int] = {}
+        self._stages: dict[str, float] = {}
+
+    def burst(self, count: int) -> float:
+        """Seconds from the first request sent to the last answer read."""
+        made = self._made(count)
+        start_s = CLOCK.monotonic_s()
+        answers: list[_Answer] = []
+        for at, one in enumerate(made):
+            self._send(one)
+            if at % 256 == 0:
+                self._take(answers, 0)
+        self._producer.flush(ANSWERS_S)
+        self._collect(answers, count)
+        self._read(answers)
+        return answers[-1].received_s - start_s
+
+    def paced(self, per_s: float, for_s: float) -> list[float]:
+        """Seconds from sending to reading the answer, at a steady rate whatever comes back."""
+        made = self._made(int(per_s * for_s))
+        answers: list[_Answer] = []
+        start_s, sent = CLOCK.monotonic_s(), 0
+        while sent < len(made):
+            due = min(len(made), int((CLOCK.monotonic_s() - start_s) * per_s) + 1)
+            for one in made[sent:due]:
+                self._send(one)
+            sent = due
+            self._producer.poll(0)
+            self._take(answers, STEP_S)
+        self._collect(answers, len(made))
+        ids = self._read(answers)
+        took = [(self._sent_s[i], a.received_s) for i, a in zip(ids, answers, strict=True)]
+        return [received_s - sent_s for sent_s, received_s in sorted(took)]
+
+    def told(self) -> dict[str, Any]:
+        """How the answers ended, and their stages' mean time by their own account."""
+        return {**self._statuses, **self._stages}
+
+    def close(self) -> None:
+        self._producer.flush(ANSWERS_S)
+        self._consumer.close()
+
+    def _made(self, count: int) -> list[tuple[str, bytes, bytes]]:
+        shop = self._world.shop
+        people = self._chance.integers(0, min(ACTIVE, shop.users), count).tolist()
+        requests = [
+            RecommendationRequest(
+                request_id=uuid.UUID(bytes=self._chance.bytes(16)).hex,
+                user_id=shop.user(person),
+                k=K,
+                surface=SURFACES[person % 3],
+                device=DEVICES[person % 3],
+                country=COUNTRIES[person % 4],
+            )
+            for person in people
+        ]
+        values = self._codec.encode_many(requests)
+        return [
+            (one.request_id, one.user_id.encode(), value)
+            for one, value in zip(requests, values, strict=True)
+        ]
+
+    def _send(self, one: tuple[str, bytes, bytes]) -> None:
+        request_id, key, value = one
+        self._sent_s[request_id] = CLOCK.monotonic_s()
+        self._producer.produce(self._requests, key=key, value=value)
+
+    def _take(self, answers: list[_Answer], timeout_s: float) -> None:
+        found = self._consumer.consume(1, timeout_s) if timeout_s else []
+        found += self._consumer.consume(1_000, 0)
+        now_s = CLOCK.monotonic_s()
+        answers += [_Answer(now_s, m.value()) for m in found if _is_record(m)]
+
+    def _collect(self, answers: list[_Answer], count: int) -> None:
+        end_s = CLOCK.monotonic_s() + ANSWERS_S
+        while len(answers) < count:
+            if CLOCK.monotonic_s() > end_s:
+                raise TooSlow(f"{len(answers)} of {count} answers after {ANSWERS_S:g} s")
+            self._take(answers, 0.05)
+
+    def _read(self, answers: list[_Answer]) -> Sequence[str]:
+        """Request ids; counts how the requests ended. Every request has exactly one answer."""
+        columns = ("request_id", "status", "fallback_reason", "latency_us")
+        frame = self._reader.read([a.value for a in answers], columns).frame
+        ids: list[str] = frame["request_id"].to_list()
+        if len(set(ids)) != len(answers) or not set(ids) <= self._sent_s.keys():
+            raise RuntimeError(f"{len(answers)} answers to {len(set(ids))} requests")
+        reasons = frame["fallback_reason"].to_list()
+        self._statuses = {
+            f"{'ok' if reason is None else reason}": reasons.count(reason)
+            for reason in sorted(set(reasons), key=str)
+        }
+        stages = frame["latency_us"].struct.unnest()
+        self._stages = {f"{n}_us": round(float(stages[n].mean() or 0)) for n in stages.columns}
+        return ids
+
+
+def _is_record(message: ck.Message) -> bool:
+    if message.error() is None:
+        return True
+    raise RuntimeError(f"answers cannot be read: {message.error()}")
+
+
+def _features(world: World, settings: Settings) -> tuple[UserFeatures, NDArray[np.uint64]]:
+    """Features of the largest batch of active users, and what they have seen."""
+    people = [world.shop.user(at) for at in range(BATCHES[-1])]
+    places = partitions_of([p.encode() for p in people], PARTITIONS)
+    store = open_store(settings)
+    asked = {p: [u for u, at in zip(people, places, strict=True) if at == p] for p in set(places)}
+    found = [row for part in store.snapshots(asked).values() for row in part.rows]
+    store.close()
+    decoded = rows.decode(found, CATALOG.fingerprint).rows
+    n = len(found)
+    same = {name: np.resize(hash_ids(given), n) for name, given in _CONTEXT.items()}
+    now_ms = np.full(n, CLOCK.now_ms(), np.int64)
+    context = UserContext(rows=decoded, now_ms=now_ms, **same)
+    seen = np.zeros((n, SEEN), np.uint64)
+    for at in range(n):
+        mine = decoded.history_item[decoded.history_splits[at] : decoded.history_splits[at + 1]]
+        seen[at, : len(mine)] = mine
+    return assemble_users(CATALOG, context), seen
+
+
+_CONTEXT = {"surface": SURFACES, "device": DEVICES, "country": COUNTRIES}
+
+
+def _export(world: World, staging: Path, users: UserFeatures, seen: NDArray[np.uint64]) -> None:
+    """A SavedModel of the size that production would have, with weights as they are born."""
+    from features.assemble import ItemFeatures
+    from retrain.export import Sample, export
+    from retrain.network import Knowledge, Network
+    from retrain.recipe import NetworkPolicy
+    from retrain.roles import roles_of
+
+    items = hash_ids([world.shop.item(at) for at in range(world.sizes.catalogue)])
+    known = np.sort(items.view(np.int64))
+    roles = roles_of(CATALOG)
+    lengths = {f.name: f.length for f in CATALOG.of(Level.ITEM)}
+    chance = np.random.default_rng(1)
+    edges = np.linspace(0, 1, 31, dtype=np.float32)
+    knowledge = Knowledge(
+        items=known,
+        prior=np.log(np.full(len(known) + 1, 1 / len(known), np.float32)),
+        content={n: chance.integers(1, 2**62, (len(known), lengths[n])) for n in roles.content},
+        edges=dict.fromkeys(roles.history_numbers, edges),
+        scales=dict.fromkeys(roles.numbers, (0.0, 1.0)),
+    )
+    n = len(users)
+    candidates = np.resize(known, n).view(np.uint64)
+    described = ItemFeatures(
+        longs=np.zeros((n, CATALOG.width(Level.ITEM, "int64")), np.int64),
+        floats=np.zeros((n, CATALOG.width(Level.ITEM, "float32")), np.float32),
+    )
+    sample = Sample(users=users, seen=seen, candidates=candidates, items=described)
+    network = Network(NetworkPolicy(), roles, knowledge)
+    network(named(CATALOG, Level.USER, users.longs[:2], users.floats[:2]))  # makes the weights
+    integrity = export(network, CATALOG, sample, staging)
+    if integrity.problem:
+        raise RuntimeError(integrity.problem)
+
+
+def _alone(staging: Path, users: UserFeatures, seen: NDArray[np.uint64]) -> dict[int, float]:
+    """Recommendations/s of `retrieve` called in a loop, by batch size."""
+    from inference.savedmodel import SavedModel
+
+    ref = ModelRef(name="bench", version=1, fingerprint=CATALOG.fingerprint)
+    model = SavedModel(staging, ref, CATALOG, batch_sizes=BATCHES)
+    found = {}
+    for size in BATCHES:
+        part = UserFeatures(longs=users.longs[:size], floats=users.floats[:size])
+        left_out = seen[:size]
+        for _ in range(3):
+            model.retrieve(part, left_out, K)
+        calls, end_s = [], CLOCK.monotonic_s() + LIMIT_S
+        while CLOCK.monotonic_s() < end_s:
+            calls.append(seconds(lambda p=part, x=left_out: model.retrieve(p, x, K)))
+        found[size] = size / float(np.median(calls))
+    model.close()
+    return found
+
+
+def _release(world: World, settings: Settings, staging: Path) -> None:
+    """Catalogue on its topic; the model in the registry, and released."""
+    topics = Topics(MAIN)
+    items = world.shop.catalogue(world.sizes.catalogue)
+    codec = Codec(world.registry, Item, topics.item_updates)
+    now_ms = CLOCK.now_ms()
+    for part in chunks(list(zip(items, codec.encode_many(items), strict=True)), 1_000):
+        records = [
+            Sent(key=item.item_id.encode(), value=value, timestamp_ms=now_ms)
+            for item, value in part
+        ]
+        world.produce(topics.item_updates, records)
+    key = ensure_key(settings.keys_dir)
+    facts = ModelFacts(
+        name=settings.model_name,
+        fingerprint=CATALOG.fingerprint,
+        profile=settings.profile,
+        created_at=now_ms,
+    )
+    registry = FolderRegistry(settings.models_dir, profile=settings.profile)
+    version = registry.publish(staging, facts, key)
+    operator.promote(settings, version, "to be measured")

@@ -1,0 +1,127 @@
+"""The harness of `make bench`: what it writes, what it prints, what makes it fail."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from schemas.events import EventType
+from tests.bench import figures, measure
+from tests.bench.figures import Figure, figure
+from tests.bench.harness import Outcome, Part, measured, print_table, write
+from tests.bench.shop import MIX, Shop
+
+MET = figure("fast", 200.0, "events/s", aim=100, peer=("peer", 50.0), limits={"a": 400.0})
+MISSED = figure("slow", 20.0, "events/s", aim=100, limits={"a": 30.0, "b": 25.0}, profile=["f"])
+WAIT = figure("wait", 60.0, "ms", aim=50, smaller_is_better=True)
+TOLD = figure("told", 5.0, "events/s")
+
+
+def outcome(*parts: Part[None], output: io.StringIO | None = None) -> Outcome:
+    return measured(parts, None, Console(file=output or io.StringIO(), width=200), "a machine")
+
+
+def giving(*found: Figure) -> Part[None]:
+    return Part(name="part", run=lambda world: iter(found))
+
+
+def breaking() -> Part[None]:
+    def run(world: None) -> Iterator[Figure]:
+        yield MET
+        raise RuntimeError("the broker is gone")
+
+    return Part(name="broken", run=run)
+
+
+def test_a_figure_carries_exactly_the_fields_that_readers_expect() -> None:
+    (found,) = json.loads(figures.to_json([MET]))
+    assert tuple(found) == (
+        *("name", "value", "unit", "aim", "ok", "peer", "peer_value", "ratio", "limit", "detail"),
+    )
+    assert (found["ok"], found["ratio"], found["limit"]) == (True, 4.0, 400.0)
+
+
+def test_the_nearest_limit_is_the_limit() -> None:
+    assert MISSED.limit == 25.0
+    assert MISSED.detail["limits"] == {"a": 30.0, "b": 25.0}
+
+
+def test_a_smaller_latency_meets_the_aim_and_a_larger_one_does_not() -> None:
+    assert WAIT.ok is False
+    assert figure("wait", 40.0, "ms", aim=50, smaller_is_better=True).ok is True
+
+
+def test_a_missed_aim_does_not_fail_the_command() -> None:
+    found = outcome(giving(MISSED, WAIT))
+    assert [one.ok for one in found.figures] == [False, False]
+    assert found.exit_code == 0
+
+
+def test_a_broken_part_fails_the_command_and_the_others_are_measured() -> None:
+    output = io.StringIO()
+    found = outcome(breaking(), giving(TOLD), output=output)
+    assert [one.name for one in found.figures] == ["fast", "broken", "told"]
+    assert "the broker is gone" in found.figures[1].detail["error"]
+    assert "the broker is gone" in output.getvalue()
+    assert found.exit_code == 1
+
+
+def test_the_table_marks_what_missed_its_aim() -> None:
+    output = io.StringIO()
+    print_table("pipeline", [MET, MISSED], Console(file=output, width=200))
+    fast, slow = (line for line in output.getvalue().splitlines() if "events/s" in line)
+    assert "yes" in fast
+    assert "peer: 50" in fast
+    assert "NO" in slow
+    assert "80%" in slow
+
+
+def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
+    found = outcome(giving(MET, MISSED, WAIT))
+    write(tmp_path, "pipeline", found, {"wait": ([1.0, 2.0, 300.0], 50)}, ["about"])
+    stored = json.loads((tmp_path / "pipeline.json").read_text())
+    assert [one["name"] for one in stored] == ["fast", "slow", "wait"]
+    assert all(one["detail"]["machine"] == "a machine" for one in stored)
+    text = (tmp_path / "README.md").read_text()
+    assert "| slow | 20 | events/s | 100 | NO | 25 | 80% |  |" in text
+    for picture in ("pipeline-throughput.png", "pipeline-latency.png"):
+        assert f"]({picture})" in text
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"name": "x"}, "has fields"),
+        ({**dict.fromkeys(figures.FIELDS), "name": "x", "value": 1, "aim": 2}, "but ok None"),
+    ],
+)
+def test_a_malformed_figure_is_refused(wrong: dict[str, object], said: str) -> None:
+    assert any(said in problem for problem in figures.problems([wrong]))
+
+
+def test_two_figures_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="fast is there twice"):
+        figures.to_json([MET, MET])
+
+
+def test_the_shop_is_the_same_for_the_same_seed_and_mixed_as_it_says() -> None:
+    first, again = (list(Shop().events(4_000, 10**12)) for _ in range(2))
+    assert first == again
+    times = [e.event_time for e in first]
+    assert times == sorted(times)
+    shown = sum(e.event_type is EventType.IMPRESSION for e in first) / len(first)
+    assert shown == pytest.approx(MIX[EventType.IMPRESSION], abs=0.05)
+    assert 0 < len(first) - len({e.event_id for e in first}) < 100
+    assert Counter(e.user_id for e in first).most_common(1)[0][0] == Shop().user(0)
+
+
+def test_a_wait_ends_at_its_deadline() -> None:
+    with pytest.raises(measure.TooSlow, match="the end was not so within 0"):
+        measure.wait_until(lambda: False, timeout_s=0.0, what="the end", every_s=0.0)

@@ -104,6 +104,7 @@ def _read(path: Path) -> tuple[JobOrder, Settings]:
 def main(path: Path) -> int:
     """Do the job of an order file; the exit code is 0 whenever there is a result."""
     from features.catalog import CATALOG  # noqa: PLC0415 - not needed by who only starts
+    from retrain.refresh import refresh_history  # noqa: PLC0415
 
     order, settings = _read(path)
 
@@ -117,6 +118,8 @@ def main(path: Path) -> int:
         clock=SystemClock(),
         tell=tell,
     )
+    tell("backfilling what users did on their own")
+    tell(f"{refresh_history(settings, CATALOG)} examples of history")
     run(order, shop)
     return 0
 

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
 from deploy import own_version
+from ingest.replay_cli import watch_folds_with
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import MillstreamError, Misconfigured, Refused
+
+if TYPE_CHECKING:
+    from ingest.replay import FoldWatch
 
 # Their modules import what is heavy only inside commands: `millstream --help` is quick.
 PACKAGES = ("ingest.cli", "features.cli", "inference.cli", "retrain.cli", "deploy.demo")
@@ -214,7 +218,14 @@ def build() -> typer.Typer:
     for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).register(app)
+    watch_folds_with(_fold_watch)
     return app
+
+
+def _fold_watch(settings: Settings) -> FoldWatch:
+    from features.fold_watch import open_watch  # noqa: PLC0415 - keeps --help quick
+
+    return open_watch(settings)
 
 
 def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:

@@ -82,17 +82,34 @@ class Folded:
     late: int
     rejected: int
 
+    def lost(self, sent: Sent) -> int:
+        """
+        Events that were sent and that nothing became of. Never more than 0, or something is wrong.
+
+        >>> folded = Folded(accepted={"CLICK": 2}, duplicates=1, late=0, rejected=0)
+        >>> folded.lost(Sent(events=Counter(CLICK=3)))
+        0
+        """
+        known = sum(self.accepted.values()) + self.duplicates + self.late + self.rejected
+        return max(0, sent.events.total() - known)
+
 
 class FoldWatch(Protocol):
-    """The features job, as a replay sees it. `deploy` provides one."""
+    """The features job, as a replay sees it. `features.fold_watch` provides one."""
 
     def begin(self) -> None:
-        """Remember the job's counts as they are now."""
+        """
+        Remember the job's counts, once it has folded what is on the log already.
+
+        Raises:
+            Misconfigured: no features job is at work.
+        """
 
     def wait(self, last_offsets: Mapping[int, int], timeout_s: float) -> Folded:
         """Return what was folded since `begin`, once every partition's position is past its offset.
 
         Raises:
+            Misconfigured: no features job is at work.
             Retryable: it was not within the time.
         """
 

@@ -18,7 +18,10 @@ from ingest.terminal import Json, err, out, plain, print_json, print_table, prog
 from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from ingest.replay import Folded, FoldWatch, Sent
+    from ingest.datasets import Dataset
+    from ingest.replay import Folded, FoldWatch, ReplayPlan, Sent
+
+FOLD_TIMEOUT_S = 600.0  # a job that folds needs seconds; one that stands still is told earlier
 
 MakeWatch = Callable[[Settings], "FoldWatch"]
 _watches: list[MakeWatch] = []
@@ -50,19 +53,14 @@ def replay(
     Example: `millstream replay movielens-100k --speed max --until 0.8`
     """
     from ingest.datasets import open_dataset
-    from ingest.kafka import KafkaProducer
-    from ingest.replay import Replay, ReplayPlan
-    from ingest.topics import Topics
-    from schemas.registry import RemoteRegistry
+    from ingest.replay import ReplayPlan
 
-    settings: Settings = context.obj
-    clock = SystemClock()
     with err.status(f"reading {dataset}"):
-        data = open_dataset(dataset, path, settings.data_dir)
+        data = open_dataset(dataset, path, context.obj.data_dir)
     err.print(f"licence of {dataset}: {data.licence}", markup=False)
     try:
         plan = ReplayPlan(
-            end_ms=clock.now_ms() if end_ms is None else end_ms,
+            end_ms=SystemClock().now_ms() if end_ms is None else end_ms,
             speed=None if speed == "max" else float(speed),
             from_fraction=start,
             until_fraction=until,
@@ -71,27 +69,41 @@ def replay(
         )
     except ValueError as error:
         raise Misconfigured(f"replay: {error}") from error
-    watch = _watches[0](settings) if wait and _watches else None
+    watch = _watches[0](context.obj) if wait and _watches else None
     if watch is not None:
-        watch.begin()
+        with err.status("looking for the features job"):
+            watch.begin()
+    sent = _send(context.obj, data, plan)
+    folded = None
+    try:
+        if watch is not None:
+            with err.status("waiting for the features job"):
+                folded = watch.wait(sent.last_offsets, timeout_s=FOLD_TIMEOUT_S)
+    finally:
+        _print_replay(sent, folded, as_json=as_json)
+    if folded is not None and folded.lost(sent):
+        raise typer.Exit(1)
+
+
+def _send(settings: Settings, data: Dataset, plan: ReplayPlan) -> Sent:
+    from ingest.kafka import KafkaProducer
+    from ingest.replay import Replay
+    from ingest.topics import Topics
+    from schemas.registry import RemoteRegistry
+
     first, stop = plan.rows(len(data))
     producer = KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
     with closing(producer), progress("rows", stop - first) as tell:
-        job = Replay(data, producer, registry, Topics(settings.topic_prefix), clock)
-        sent = job.run(plan, lambda so_far: tell(so_far.rows))
-    folded = None
-    if watch is not None:
-        with err.status("waiting for the features job"):
-            folded = watch.wait(sent.last_offsets, timeout_s=600)
-    _print_replay(sent, folded, as_json=as_json)
+        job = Replay(data, producer, registry, Topics(settings.topic_prefix), SystemClock())
+        return job.run(plan, lambda so_far: tell(so_far.rows))
 
 
 def _print_replay(sent: Sent, folded: Folded | None, *, as_json: bool) -> None:
     if as_json:
         report: dict[str, Any] = {"sent": plain(sent)}
         if folded is not None:
-            report["folded"] = plain(folded)
+            report["folded"] = plain(folded) | {"lost": folded.lost(sent)}
         print_json(report)
         return
     titles = ["event type", "sent", "without repeats"]
@@ -109,6 +121,7 @@ def _print_replay(sent: Sent, folded: Folded | None, *, as_json: bool) -> None:
     )
     if folded is not None:
         out.print(
-            f"{folded.duplicates} duplicates, {folded.late} late, {folded.rejected} refused",
+            f"{folded.duplicates} duplicates, {folded.late} late, {folded.rejected} refused, "
+            f"{folded.lost(sent)} lost",
             highlight=False,
         )

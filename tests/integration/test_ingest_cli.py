@@ -97,11 +97,13 @@ def test_topics_are_created_once_and_described(line: Line) -> None:
 
 
 def test_a_replay_sends_every_row_and_prints_the_counts(line: Line, films: Path) -> None:
-    code, out = line("replay", "movielens", str(films), "--until", "0.5", "--json")
+    code, out = line("replay", "movielens", str(films), "--until", "0.5", "--json", "--no-wait")
     sent = json.loads(out)["sent"]
     assert (code, sent["rows"], sent["items"], sent["events"]) == (0, 100, 1, {"RATING": 100})
     assert line.events() == {"RATING": 100}
-    code, out = line("replay", "movielens", str(films), "--from", "0.5", "--limit", "10")
+    code, out = line(
+        "replay", "movielens", str(films), "--from", "0.5", "--limit", "10", "--no-wait"
+    )
     assert code == 0
     assert "10 rows" in out
     assert line.events() == {"RATING": 110}
@@ -202,7 +204,7 @@ def test_kuairand_is_on_the_log_with_exactly_its_counts(line: Line) -> None:
     )
     if folder is None:
         pytest.skip("real data is not here: put kuairand into ../shared/data")
-    code, out = line("replay", "kuairand", str(folder), "--json")
+    code, out = line("replay", "kuairand", str(folder), "--json", "--no-wait")
     sent = json.loads(out)["sent"]
     assert (code, sent["rows"], sent["repeated_rows"], sent["items"]) == (0, 94_784, 2_750, 7_583)
     del sent["distinct"]["PROFILE"]

@@ -51,6 +51,12 @@ class JoinPolicy:
         return self.window_ms + self.lateness_ms
 
 
+JOIN_POLICIES: Final[Mapping[str, JoinPolicy]] = {
+    "production": JoinPolicy(),
+    "demo": JoinPolicy(window_ms=10_000, lateness_ms=2_000, idle_close_s=3.0),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """Events in log order, and the order that sorts them by user."""

@@ -11,12 +11,12 @@ import io
 import json
 import struct
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum, IntEnum
 from importlib.resources import files
 from operator import attrgetter
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import fastavro
 
@@ -176,6 +176,38 @@ class Codec(Decoder[T]):
         """`encode` of each."""
         encode = self.encode
         return [encode(value) for value in values]
+
+
+class ContainerFile:
+    """An Avro container file in pieces. Deflate: the one compression that every reader knows."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._stream = io.BytesIO()
+        self._writer = fastavro.write.Writer(self._stream, schema, codec="deflate")
+
+    def add(self, records: Iterable[Plain]) -> bytes:
+        """The bytes that hold these records, after those of all records before."""
+        write = self._writer.write
+        for record in records:
+            write(record)
+        self._writer.flush()
+        piece = self._stream.getvalue()
+        self._stream.seek(0)
+        self._stream.truncate()
+        return piece
+
+
+def read_container(stream: BinaryIO) -> Iterator[Plain]:
+    """
+    The records of an Avro container file.
+
+    Raises:
+        Rejected: the bytes are none, or end too early.
+    """
+    try:
+        yield from fastavro.reader(stream)
+    except Exception as error:
+        raise Rejected(Reason.UNDECODABLE, f"not a whole Avro container: {error}") from error
 
 
 def _parsed(text: str) -> Any:

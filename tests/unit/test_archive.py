@@ -18,6 +18,7 @@ from features.archive import (
     verify,
 )
 from schemas.errors import ArchiveUnavailable, Misconfigured, PositionMoved
+from tests.contracts.archive import DiskContract
 
 DAY = 1_700_000_000_000
 
@@ -68,6 +69,35 @@ class FailingDisk(LocalDisk):
 
     def create(self, path: Path, content: bytes) -> None:
         self._step(lambda: LocalDisk.create(self, path, content))
+
+
+class TestLocalDisk(DiskContract):
+    @pytest.fixture
+    def disk(self) -> LocalDisk:
+        return LocalDisk()
+
+
+def test_files_that_are_rolled_count_together_or_not_at_all(tmp_path: Path) -> None:
+    writer = open_(tmp_path)
+    writer.append(b"a", 1, DAY)
+    writer.roll()
+    writer.append(b"b", 1, DAY)
+    assert files(tmp_path, "examples") == []
+    writer.commit({"recommendations": 2})
+    assert (content(tmp_path), len(files(tmp_path, "examples"))) == (b"ab", 2)
+
+
+def test_replaced_files_count_no_more_and_go_with_the_next_claim(tmp_path: Path) -> None:
+    writer = open_(tmp_path)
+    writer.append(b"old", 1, DAY)
+    writer.commit({"recommendations": 1})
+    writer.append(b"new", 1, DAY)
+    writer.commit({"recommendations": 1}, replace_files=True)
+    assert content(tmp_path) == b"new"
+    assert len(list((tmp_path / "examples").glob("date=*/*"))) == 2, "a reader may be at it"
+    open_(tmp_path)
+    assert len(list((tmp_path / "examples").glob("date=*/*"))) == 1
+    assert content(tmp_path) == b"new"
 
 
 def test_nothing_counts_before_the_commit(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import errno
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
+from features.disk import Disk, LocalDisk
 from schemas.errors import ArchiveUnavailable, Misconfigured, PositionMoved
 
 _MANIFESTS = "manifests"
@@ -70,55 +70,6 @@ class Manifest:
         found: dict[str, Any] = json.loads(text)
         files = tuple(ArchiveFile(**f) for f in found.pop("files"))
         return cls(files=files, notes=tuple(found.pop("notes")), **found)
-
-
-class Disk(Protocol):
-    """
-    The few things the archive does to a disk. `LocalDisk` is the real one; tests make it fail.
-    """
-
-    def open(self, path: Path) -> IO[bytes]:
-        """A new file for writing; its folder is made."""
-
-    def publish(self, temporary: Path, final: Path, opened: IO[bytes]) -> None:
-        """Close, with everything durable, and give it its name."""
-
-    def create(self, path: Path, content: bytes) -> None:
-        """A whole durable file under a name that must be free (FileExistsError otherwise)."""
-
-    def remove(self, path: Path) -> None:
-        """Delete a file; it may be gone."""
-
-
-class LocalDisk:
-    """A folder of a local file system."""
-
-    def open(self, path: Path) -> IO[bytes]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("xb")
-
-    def publish(self, temporary: Path, final: Path, opened: IO[bytes]) -> None:
-        _sync(opened)
-        opened.close()
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(final)
-        _sync_folder(final.parent)
-
-    def create(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A link makes the name appear with the whole content, or not at all.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as opened:
-            opened.write(content)
-            _sync(opened)
-        try:
-            os.link(temporary, path)
-        finally:
-            temporary.unlink()
-        _sync_folder(path.parent)
-
-    def remove(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
 
 
 class ArchiveWriter:
@@ -393,16 +344,3 @@ class _mapped:  # noqa: N801 - reads as a statement
         if isinstance(error, OSError):
             full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
             raise ArchiveUnavailable(f"cannot write to {self._folder}{full}: {error}") from error
-
-
-def _sync(opened: IO[bytes]) -> None:
-    opened.flush()
-    os.fsync(opened.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

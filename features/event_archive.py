@@ -18,7 +18,8 @@ import numpy as np
 import structlog
 
 from features import archive
-from features.archive import ArchiveWriter, Disk, Manifest
+from features.archive import ArchiveWriter, Manifest
+from features.disk import Disk
 from features.join_worker import Rotation
 from features.misplaced import grouped, misplaced
 from ingest.clock import Clock

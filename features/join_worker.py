@@ -17,8 +17,9 @@ from typing import Final
 import structlog
 
 from features import archive
-from features.archive import ArchiveWriter, Disk, Manifest
+from features.archive import ArchiveWriter, Manifest
 from features.declare import FeatureSet
+from features.disk import Disk
 from features.example_bytes import encode, framed
 from features.join import EVENTS, LISTS, JoinPolicy, LabelJoin
 from features.shown import DoneReader, ShownReader

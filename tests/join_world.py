@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from features import archive
-from features.archive import Disk
 from features.declare import Feature, FeatureSet, Level
+from features.disk import Disk
 from features.join import JoinPolicy
 from features.join_worker import KIND, JoinParts, JoinWorker, Rotation, WorkPolicy
 from ingest.clock import ManualClock

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from features.archive import Disk
+from features.disk import Disk
 
 
 class DiskContract:

@@ -9,7 +9,6 @@ import pytest
 
 from features.archive import (
     ArchiveWriter,
-    LocalDisk,
     Manifest,
     claim,
     files,
@@ -17,6 +16,7 @@ from features.archive import (
     newest,
     verify,
 )
+from features.disk import LocalDisk
 from schemas.errors import ArchiveUnavailable, Misconfigured, PositionMoved
 from tests.contracts.archive import DiskContract
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from features import archive
-from features.archive import Disk, LocalDisk
+from features.disk import Disk, LocalDisk
 from features.event_archive import ArchiveParts, ArchivePolicy, EventArchiver, read_events
 from features.join_worker import Rotation
 from ingest.log import Outgoing, RecordBatch, TopicPartition

@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from features import archive
-from features.archive import LocalDisk
+from features.disk import LocalDisk
 from features.join_worker import KIND
 from ingest.log import TopicPartition
 from ingest.memory import Crash

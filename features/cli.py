@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # What is heavy is imported inside the commands: `--help` stays quick.
 features_app = typer.Typer(no_args_is_help=True, help="User rows: fold, look at, rebuild.")
 
+ARCHIVE_COMMANDS = "features.archive_cli"
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 _out = Console()
 _err = Console(stderr=True)
@@ -28,6 +31,8 @@ _err = Console(stderr=True)
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.add_typer(features_app, name="features")
+    if importlib.util.find_spec(ARCHIVE_COMMANDS) is not None:
+        importlib.import_module(ARCHIVE_COMMANDS).register(features_app)
 
 
 @features_app.command("run")

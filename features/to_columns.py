@@ -66,12 +66,12 @@ def event_columns(
     frame = found.frame
     origins = [hash_id(origin_of(batch, at).decode()) for at in found.erased.tolist()]
     ids = np.append(hash_ids(frame["event_id"].to_list()), np.array(origins, np.uint64))
-    value = frame["value"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+    value = frame["value"].to_numpy().astype(np.float32)  # null is NaN
     return EventColumns(
         row=row,
         event_id=ids if order.source is None else ids[order.source],
         item=np.append(items.hashes, np.uint64(0))[items.code],  # code -1 is the appended 0
-        event_type=_ordered(frame["event_type"].cast(pl.UInt8).to_numpy(), order, 0),
+        event_type=_ordered(frame["event_type"].to_numpy().astype(np.uint8), order, 0),
         event_time_ms=_ordered(frame["event_time"].to_numpy(), order, 0),
         value=_ordered(value, order, np.nan),
         erase=_ordered(np.zeros(len(frame), np.bool_), order, fill=True),
@@ -81,11 +81,10 @@ def event_columns(
 
 def _profiles(frame: pl.DataFrame, order: LogOrder) -> dict[str, NDArray[Any]]:
     """Loose attributes of PROFILE events; an event of another type brings none."""
-    profile = frame["event_type"] == EventType.PROFILE
-    if not profile.any():
+    at = np.flatnonzero(frame["event_type"].to_numpy() == EventType.PROFILE)
+    if not len(at):
         return {}
-    at = np.flatnonzero(profile.to_numpy())
-    lists = frame["profile"].filter(profile)
+    lists = frame["profile"].gather(at)
     loose = lists.explode(empty_as_null=False).struct.unnest()
     event = np.repeat(at, lists.list.len().to_numpy())
     if order.source is not None:

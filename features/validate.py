@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -32,32 +32,81 @@ def rejections(events: Candidates) -> tuple[tuple[int, Rejected], ...]:
     """
     The events that may not be folded, each with the first reason found, by row of the frame.
     """
-    bad: dict[int, Rejected] = {}
-    for reason, mask, column in _checks(events):
-        if mask.any():
-            for row in np.flatnonzero(mask.to_numpy()).tolist():
-                bad.setdefault(row, Rejected(reason, _detail(events, row, column)))
-    return tuple(sorted(bad.items()))
+    if not _suspicious(events):
+        return ()
+    checked = events.frame.lazy().with_columns(
+        users=pl.lit(events.users),
+        latest=pl.lit(pl.Series(events.timestamps_ms)) + events.future_ms,
+    )
+    checked = checked.select(_first_failed())
+    failed = checked.collect()["failed"].to_numpy()
+    return tuple(
+        (row, Rejected(CHECKS[code].reason, _detail(events, row, CHECKS[code].column)))
+        for row, code in zip(
+            np.flatnonzero(failed >= 0).tolist(), failed[failed >= 0].tolist(), strict=True
+        )
+    )
 
 
-def _checks(events: Candidates) -> list[tuple[Reason, pl.Series, str]]:
+def _suspicious(events: Candidates) -> bool:
+    """
+    Whether any event may be bad: exact for numbers and users, generous for lengths.
+
+    Nearly every batch is clean, and a polars query costs 0.1 ms for each check, the half of a
+    small batch's time.
+    """
     frame = events.frame
-    time = frame["event_time"]
-    latest = pl.Series(events.timestamps_ms + events.future_ms)
-    value = frame["value"]
-    checks = [
-        (Reason.MISSING_FIELD, frame["user_id"] == "", "user_id"),
-        (Reason.KEY_MISMATCH, frame["user_id"].ne_missing(events.users), "user_id"),
-        (Reason.MISSING_FIELD, frame["event_id"] == "", "event_id"),
-        (Reason.MISSING_FIELD, (frame["item_id"] == "").fill_null(value=False), "item_id"),
-        (Reason.OUT_OF_RANGE, (time < FIRST_MS) | (time > LAST_MS), "event_time"),
-        (Reason.IN_FUTURE, time > latest, "event_time"),
-        (Reason.OUT_OF_RANGE, (~value.is_finite()).fill_null(value=False), "value"),
-    ]
-    for column in ("user_id", "item_id", "event_id"):
-        long = (frame[column].str.len_bytes() > MAX_ID_BYTES).fill_null(value=False)
-        checks.append((Reason.TOO_LARGE, long, column))
-    return checks
+    time, value = frame["event_time"].to_numpy(), frame["value"].to_numpy()
+    return (
+        events.users.null_count() > 0
+        or not (frame["user_id"] == events.users).all()
+        or bool(((time < FIRST_MS) | (time > LAST_MS)).any())
+        or bool((time > events.timestamps_ms + events.future_ms).any())
+        or int(np.isfinite(value).sum()) != len(value) - frame["value"].null_count()
+        or any(_odd_lengths(frame[name]) for name in ("user_id", "event_id", "item_id"))
+    )
+
+
+def _odd_lengths(column: pl.Series) -> bool:
+    """Whether a text is empty or may be too long: 4 bytes are the longest character's."""
+    texts = set(column.to_list()) - {None}
+    lengths = set(map(len, texts))
+    return bool(lengths) and not 0 < min(lengths) <= max(lengths) <= MAX_ID_BYTES // 4
+
+
+class Check(NamedTuple):
+    """What is wrong with an event where `failed` is true; null counts as fine."""
+
+    reason: Reason
+    column: str
+    failed: pl.Expr
+
+
+def _too_long(column: str) -> Check:
+    return Check(Reason.TOO_LARGE, column, pl.col(column).str.len_bytes() > MAX_ID_BYTES)
+
+
+_TIME = pl.col("event_time")
+CHECKS: Final = (
+    Check(Reason.MISSING_FIELD, "user_id", pl.col("user_id") == ""),
+    Check(Reason.KEY_MISMATCH, "user_id", pl.col("user_id").ne_missing(pl.col("users"))),
+    Check(Reason.MISSING_FIELD, "event_id", pl.col("event_id") == ""),
+    Check(Reason.MISSING_FIELD, "item_id", pl.col("item_id") == ""),
+    Check(Reason.OUT_OF_RANGE, "event_time", (_TIME < FIRST_MS) | (_TIME > LAST_MS)),
+    Check(Reason.IN_FUTURE, "event_time", pl.col("latest") < _TIME),
+    Check(Reason.OUT_OF_RANGE, "value", ~pl.col("value").is_finite()),
+    _too_long("user_id"),
+    _too_long("item_id"),
+    _too_long("event_id"),
+)
+
+
+def _first_failed() -> pl.Expr:
+    """Index of the first check that an event fails; -1: none."""
+    found = pl.lit(-1, pl.Int8)
+    for code, check in reversed(list(enumerate(CHECKS))):
+        found = pl.when(check.failed).then(pl.lit(code, pl.Int8)).otherwise(found)
+    return found.alias("failed")
 
 
 def _detail(events: Candidates, row: int, column: str) -> str:

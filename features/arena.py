@@ -69,7 +69,7 @@ class Arena:
 
     def _compact(self, added: int) -> None:
         """New arrays without the words that no slot points to, at most half full."""
-        slots = self._slots.copy()
+        slots = self._slots
         lengths = (slots & _LENGTH_MASK).astype(np.int64)
         words = np.empty(max(1024, 2 * (self._live + added)), np.uint64)
         words[: self._live] = self._words[spans((slots >> _LENGTH_BITS).astype(np.int64), lengths)]

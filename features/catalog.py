@@ -162,7 +162,7 @@ _ITEM: Final = (
         item.affinity(lambda items: items.creator),
         "share of the user's history by the item's creator",
     ),
-    item.scalar("item_known", item.known, "1 if the item is in the item table"),
+    item.scalar("item_known", item.known, "1 if the catalogue has named the item"),
 )
 
 CATALOG: Final = FeatureSet((*_SEQUENCES, *_USER, *_ITEM), row=POLICY)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from schemas.events import EventType
 
 if TYPE_CHECKING:
-    from features.items import ItemTable
+    from features.items import ItemTable, ItemWindows
     from features.rows import Rows
 
 HOUR_MS = 3_600_000
@@ -67,11 +67,19 @@ class ItemContext:
     hashes: NDArray[np.uint64]  # [m] the candidate's item hash
     items: ItemTable
     index: NDArray[np.int64]  # [m] the candidate's index in `items`; -1: unknown item
+    _windows: list[ItemWindows] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def now_ms(self) -> NDArray[np.int64]:
         """[m] event time of each candidate's request."""
         return self.users.now_ms[self.request]
+
+    @property
+    def windows(self) -> ItemWindows:
+        """Event counts of the candidates: one for all features, which share windows."""
+        if not self._windows:
+            self._windows.append(self.items.windows(self.index, self.now_ms))
+        return self._windows[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,9 +47,7 @@ def _looked_up(context: ItemContext, column: Array, default: float = 0) -> Array
 def _item_count(
     context: ItemContext, types: Sequence[EventType], window: Window
 ) -> NDArray[np.int64]:
-    return context.items.window_counts(
-        context.index, types, context.now_ms, hours=window.hours, days=window.days
-    )
+    return context.windows.counts(types, hours=window.hours, days=window.days)
 
 
 def popularity(what: str, types: Sequence[EventType], window: Window) -> Feature:
@@ -92,8 +90,8 @@ def price(context: ItemContext) -> Array:
 
 
 def known(context: ItemContext) -> Array:
-    """1 for items of the table."""
-    return (context.index >= 0).astype(np.float32)
+    """1 for items that the catalogue has named, 0 for those that only events have."""
+    return _looked_up(context, context.items.listed).astype(np.float32)
 
 
 def affinity(column: Callable[[Any], Array]) -> Callable[[ItemContext], Array]:
@@ -104,10 +102,10 @@ def affinity(column: Callable[[Any], Array]) -> Callable[[ItemContext], Array]:
     """
 
     def compute(context: ItemContext) -> Array:
-        table = column(context.items)
-        table = table.reshape(len(table), -1)
         rows = context.users.rows
         at = context.items.index(rows.history_item)
+        table = column(context.items)  # after `at`: another thread may be adding items
+        table = table if table.ndim == 2 else table[:, None]
         known = np.flatnonzero(at >= 0)
         owner = owners(rows.history_splits)[known]
         held, held_by = _tags(table[at[known]], owner)

@@ -1,19 +1,7 @@
 """
-Items: what their users did with them (partials, tables of tiles) and what the catalogue says.
+The item table: what the catalogue says of items, and what all users did with them.
 
-A partial is the tiles of one item over one partition of user-events, absolute: a repeat replaces
-its predecessor, readers add up the partitions'. Its stored form, known only to this module, is an
-array of little-endian 64-bit words:
-
-    0  checksum: xxh3-64 of everything after it
-    1  magic and version
-    2  fingerprint of the feature set
-    3  number of tiles t
-    4  newest event time, ms
-    t  key | count << 32
-
-One bucket more is kept than a user's row keeps: windows over items are closed (they leave out the
-bucket of now), so the newest 24 closed hours are the 24 before the newest event's own.
+It adds up the partials of all partitions (`features.partials`), as they come on `item-features`.
 """
 
 from __future__ import annotations
@@ -27,110 +15,64 @@ from numpy.typing import NDArray
 
 from features import tiles as tiling
 from features.arena import Arena, ArenaView
-from features.declare import HOUR_MS, RowPolicy
+from features.declare import HOUR_MS
 from features.hash_index import HashIndex
 from features.hashing import hash_ids
-from features.ragged import owners, spans, splits_of
-from features.rows import sealed, unsealed
-from features.tiles import Kept, Tiles, tiles_of_words, words_of_tiles
+from features.partials import (
+    DecodedPartials,
+    Partials,
+    decode_partials,
+    empty_partials,
+    encode_partials,
+    fold_partials,
+)
+from features.ragged import owners
 from schemas.events import Item, ItemFeatures
+
+__all__ = [
+    "DecodedPartials",
+    "ItemTable",
+    "ItemWindows",
+    "Partials",
+    "decode_partials",
+    "empty_partials",
+    "encode_partials",
+    "fold_partials",
+]
 
 CATEGORIES: Final = 8  # places for an item's categories; more are left out
 _CHUNK: Final = 65_536  # items whose tiles are gathered at a time
 
-HEADER_WORDS: Final = 5
-_MAGIC: Final = int.from_bytes(b"MSITEM", "big") << 16 | 1  # the last 16 bits are the version
-_WORD: Final = np.dtype("<u8")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Partials:
-    """Aggregates of n items over one partition."""
-
-    newest_ms: NDArray[np.int64]  # [n] newest event time; 0: no events
-    tiles: Tiles
-
-    def __len__(self) -> int:
-        return len(self.newest_ms)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedPartials:
-    """Partials in the order of their stored values; `corrupt` are those that came out empty."""
-
-    partials: Partials
-    corrupt: tuple[int, ...]
-
-
-def empty_partials(n: int) -> Partials:
-    """Partials of n items that nothing has happened to."""
-    nothing = np.empty(0, np.uint32)
-    return Partials(
-        newest_ms=np.zeros(n, np.int64), tiles=Tiles(np.zeros(n + 1, np.int64), nothing, nothing)
-    )
-
-
-def kept_for_items(policy: RowPolicy) -> Kept:
-    """What a partial keeps under this policy."""
-    return Kept(hours=policy.hour_tiles + 1, days=policy.day_tiles + 1)
-
-
-def fold_partials(
-    partials: Partials,
-    item: NDArray[np.int64],
-    event_type: NDArray[np.uint8],
-    event_time_ms: NDArray[np.int64],
-    policy: RowPolicy,
-) -> Partials:
+class ItemWindows:
     """
-    Count accepted events into the partials of their items.
+    Event counts of m candidates, each in windows before its own now.
 
-    Args:
-        item: [e] index of each event's item in `partials`; the events may be in any order.
+    Windows are closed: the bucket of now is left out, so that serving and backfill agree.
     """
-    newest = partials.newest_ms.copy()
-    np.maximum.at(newest, item, event_time_ms)
-    keys = tiling.tile_keys(event_type, event_time_ms)
-    kept = kept_for_items(policy)
-    return Partials(newest_ms=newest, tiles=tiling.add(partials.tiles, item, keys, newest, kept))
 
+    def __init__(
+        self, table: ItemTable, index: NDArray[np.int64], now_ms: NDArray[np.int64] | int
+    ) -> None:
+        self._table = table
+        hour = np.broadcast_to(np.asarray(now_ms, np.int64) // HOUR_MS, index.shape)
+        # Many requests ask for the same item in the same hour: count it once. Hours fit in 26
+        # bits, see features.tiles.
+        pairs, self._again = np.unique((index << 26) | hour, return_inverse=True)
+        self._item = pairs >> 26
+        self._now_ms = (pairs & (2**26 - 1)) * HOUR_MS
+        self._found: dict[tuple[int, int], NDArray[np.int64]] = {}
 
-def encode_partials(partials: Partials, fingerprint: str) -> list[bytes]:
-    """The stored form of each partial."""
-    wide = np.diff(partials.tiles.splits)
-    splits = splits_of(HEADER_WORDS + wide)
-    words = np.empty(int(splits[-1]), _WORD)
-    at = splits[:-1]
-    words[at + 1] = _MAGIC
-    words[at + 2] = int(fingerprint, 16)
-    words[at + 3] = wide.view(np.uint64)
-    words[at + 4] = partials.newest_ms.view(np.uint64)
-    words[spans(at + HEADER_WORDS, wide)] = words_of_tiles(partials.tiles)
-    return sealed(words, splits)
-
-
-def decode_partials(values: Sequence[bytes | None], fingerprint: str) -> DecodedPartials:
-    """
-    Partials from their stored form. None gives an empty one; so does what is damaged or not ours.
-
-    >>> decode_partials([None, b"rubbish"], "00" * 8).corrupt
-    (1,)
-    """
-    words, splits, corrupt = unsealed(values, HEADER_WORDS, (_MAGIC, int(fingerprint, 16)), _sizes)
-    wide = np.maximum(np.diff(splits) - HEADER_WORDS, 0)
-    there = np.flatnonzero(np.diff(splits))
-    newest = np.zeros(len(values), np.int64)
-    newest[there] = words[splits[there] + 4].view(np.int64)
-    found = words[spans(splits[:-1] + HEADER_WORDS, wide)]
-    return DecodedPartials(
-        partials=Partials(newest_ms=newest, tiles=tiles_of_words(splits_of(wide), found)),
-        corrupt=corrupt,
-    )
-
-
-def _sizes(counts: NDArray[np.uint64]) -> NDArray[np.int64]:
-    # A count past any real one must not overflow; the length then differs, and that is the point.
-    return HEADER_WORDS + np.minimum(counts, np.uint64(2**32)).astype(np.int64)
+    def counts(
+        self, event_types: Sequence[int], *, hours: int = 0, days: int = 0
+    ) -> NDArray[np.int64]:
+        """Events of these types, [m]. Neither hours nor days: the totals, open."""
+        found = self._found.get((hours, days))
+        if found is None:
+            found = self._table.window_table(self._item, self._now_ms, hours=hours, days=days)
+            self._found[hours, days] = found
+        counted: NDArray[np.int64] = found[:, list(event_types)].sum(axis=1)[self._again]
+        return counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +197,11 @@ class ItemTable:
         days: int = 0,
     ) -> NDArray[np.int64]:
         """Events of these types in the closed window before now, [m]; unknown items have none."""
-        table = self.window_table(index, now_ms, hours=hours, days=days)
-        return np.asarray(table[:, list(event_types)].sum(axis=1), np.int64)
+        return self.windows(index, now_ms).counts(event_types, hours=hours, days=days)
+
+    def windows(self, index: NDArray[np.int64], now_ms: NDArray[np.int64] | int) -> ItemWindows:
+        """What several windows over the same candidates share."""
+        return ItemWindows(self, index, now_ms)
 
     def window_table(
         self,
@@ -266,24 +211,16 @@ class ItemTable:
         hours: int = 0,
         days: int = 0,
     ) -> NDArray[np.int64]:
-        """
-        Counts of every event type, [m, TYPES], in tiles closed before now: the bucket of now is
-        left out, so that serving and backfill agree. Neither hours nor days: the totals, open.
-        """
+        """Counts of every event type in the closed window, [m, TYPES]; 0 for unknown items."""
         tiles = self._state.tiles
-        hour = np.broadcast_to(np.asarray(now_ms, np.int64) // HOUR_MS, index.shape)
-        known = np.flatnonzero(index >= 0)
+        now = np.broadcast_to(np.asarray(now_ms, np.int64), index.shape)
         table = np.zeros((len(index), tiling.TYPES), np.int64)
-        # Many requests ask for the same item in the same hour: count it once.
-        first, again = _distinct(index[known], hour[known])
-        item, now = index[known][first], hour[known][first] * HOUR_MS
-        found = np.empty((len(item), tiling.TYPES), np.int64)
-        for at in range(0, len(item), _CHUNK):
-            part = slice(at, at + _CHUNK)
-            found[part] = tiling.window_table(
-                tiles.take(item[part]), now[part], hours=hours, days=days, closed=True
+        known = np.flatnonzero(index >= 0)
+        for at in range(0, len(known), _CHUNK):
+            part = known[at : at + _CHUNK]
+            table[part] = tiling.window_table(
+                tiles.take(index[part]), now[part], hours=hours, days=days, closed=True
             )
-        table[known] = found[again]
         return table
 
     def put_items(self, items: Sequence[Item]) -> None:
@@ -393,12 +330,3 @@ def _columns(items: Sequence[Item]) -> _Columns:
 
 def _picked(columns: _Columns, index: NDArray[np.int64]) -> _Columns:
     return _Columns(**{name: getattr(columns, name)[index] for name in _Columns.__slots__})
-
-
-def _distinct(
-    item: NDArray[np.int64], hour: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First place of each distinct (item, hour), and which of them each place is."""
-    pairs = (item << 26) | hour  # hours fit in 26 bits, see features.tiles
-    _, first, again = np.unique(pairs, return_index=True, return_inverse=True)
-    return first, again

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 from ingest.clock import Clock
+from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.log import Log, RecordBatch, Source, TopicPartition
 from ingest.topics import Topics
 from schemas.codec import Decoder
-from schemas.errors import Rejected, Retryable
+from schemas.errors import Reason, Rejected, Retryable
 from schemas.events import Item, ItemFeatures
 from schemas.registry import Registry
 
@@ -24,19 +25,29 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 BATCH_RECORDS = 2_000
+# However many entries of a catalogue are bad: the others are served.
+NEVER_STOP = DeadLetterPolicy(max_share=1.0)
 
 
 class ItemsFeed:
     """
     Reads the two compacted topics from their start, then follows them.
 
-    `ready` once everything that stood on them at `open` is in the table.
+    `ready` once everything that stood on them at `open` is in the table. What is refused becomes a
+    dead letter at every reading: readers of dead letters drop repeats.
     """
 
     def __init__(
-        self, source: Source, table: ItemTable, registry: Registry, topics: Topics, clock: Clock
+        self,
+        source: Source,
+        table: ItemTable,
+        registry: Registry,
+        topics: Topics,
+        clock: Clock,
+        dead_letters: DeadLetters,
     ) -> None:
         self._source = source
+        self._dead_letters = dead_letters
         self._table = table
         self._topics = topics
         self._clock = clock
@@ -90,19 +101,22 @@ class ItemsFeed:
         if batch.topic == self._topics.item_updates:
             self._table.put_items(list(self._decoded(batch, self._item)))
         else:
-            self._table.put_partials(list(self._decoded(batch, self._partial)))
+            refused = self._table.put_partials(list(self._decoded(batch, self._partial)))
+            if refused:  # the publisher's feature set is not ours (yet): it will publish again
+                log.warning("items.partials_refused", count=refused)
+        self._dead_letters.flush()
 
     def _decoded(
         self, batch: RecordBatch, decode: Callable[[RecordBatch, int], T | None]
     ) -> Iterator[T]:
-        """What can be read; the rest is logged: the catalogue's writer hears of its dead letters
-        from the worker that owns them, not from every reader."""
+        """What can be read; the rest is refused."""
         for at in range(len(batch)):
             try:
                 found = decode(batch, at)
             except Rejected as rejected:
                 place = f"{batch.topic}[{batch.partition}]@{int(batch.offsets[at])}"
                 log.warning("items.rejected", place=place, error=str(rejected))
+                self._dead_letters.add(batch, at, rejected)
                 continue
             if found is not None:
                 yield found
@@ -112,7 +126,12 @@ class ItemsFeed:
         if value is None:  # taken from the catalogue: kept by its id, never recommended again
             gone = (key or b"").decode(errors="replace")
             return Item(item_id=gone, title=gone, available=False) if gone else None
-        return self._items.decode(value)
+        item = self._items.decode(value)
+        if not item.item_id:
+            raise Rejected(Reason.MISSING_FIELD, "item_id is empty")
+        if key != item.item_id.encode():
+            raise Rejected(Reason.KEY_MISMATCH, f"item_id is {item.item_id!r}, key is {key!r}")
+        return item
 
     def _partial(self, batch: RecordBatch, at: int) -> ItemFeatures | None:
         value = batch.values[at]

@@ -17,7 +17,7 @@ from features.redis_store import RedisStore
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
 from inference.fallback import Popular
-from inference.items_feed import ItemsFeed
+from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
 from inference.loading import RegistryLoader
 from inference.lookup import RowLookup
@@ -27,7 +27,7 @@ from inference.requests import RequestReader
 from inference.service import Parts, Service
 from inference.signature import Keyring
 from ingest.clock import SystemClock
-from ingest.dead_letter import DeadLetters
+from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.kafka import (
     KafkaGroupSource,
     KafkaLog,
@@ -171,17 +171,22 @@ class Server:
                 session_timeout_s=SESSION_S,
             )
             stack.callback(source.close)
-            codec = Codec(self._registry, DeadLetter, topics.dead_letters)
             yield Ends(
                 source=source,
                 producer=producer,
-                dead_letters=DeadLetters(
-                    letters, codec, topics.dead_letters, self._clock, metrics=self._metrics
-                ),
+                dead_letters=self._dead_letters(letters),
                 reader=RequestReader(self._registry),
                 codec=Codec(self._registry, Recommendation, topics.recommendations),
                 requests_topic=topics.requests,
             )
+
+    def _dead_letters(
+        self, producer: KafkaProducer, policy: DeadLetterPolicy | None = None
+    ) -> DeadLetters:
+        """Not to be shared between threads."""
+        topic = self._topics.dead_letters
+        codec = Codec(self._registry, DeadLetter, topic)
+        return DeadLetters(producer, codec, topic, self._clock, policy, metrics=self._metrics)
 
     def _made_service(self) -> Service:
         store = RedisStore(
@@ -204,7 +209,18 @@ class Server:
         return Service(parts, self._clock, self._metrics)
 
     def _items_feed(self) -> ItemsFeed:
-        feed = ItemsFeed(self._source(), self._items, self._registry, self._topics, self._clock)
+        letters = KafkaProducer(
+            self._settings.bootstrap_servers, timeout_s=self._settings.timeout_s
+        )
+        self._stack.callback(letters.close)
+        feed = ItemsFeed(
+            self._source(),
+            self._items,
+            self._registry,
+            self._topics,
+            self._clock,
+            self._dead_letters(letters, NEVER_STOP),
+        )
         feed.open(self._log)
         self._follow("items", feed.run)
         return feed

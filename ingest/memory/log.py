@@ -187,7 +187,8 @@ class MemoryLog:
 
     def append(self, record: Outgoing, transaction: Transaction | None = None) -> Delivered:
         """Put a record at the end of its partition."""
-        size = len(record.key or b"") + len(record.value or b"")
+        headers = sum(len(name) + len(value) for name, value in record.headers)
+        size = len(record.key or b"") + len(record.value or b"") + headers
         if size > self.max_record_bytes:
             raise Rejected(Reason.TOO_LARGE, f"{size} bytes, at most {self.max_record_bytes}")
         with self.changed:

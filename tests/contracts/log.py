@@ -234,6 +234,9 @@ class LogContract:
         with pytest.raises(Rejected) as rejected:
             producer.send(big)
         assert rejected.value.reason == Reason.TOO_LARGE
+        large = (("header", bytes(world.max_record_bytes + 1)),)
+        with pytest.raises(Rejected):
+            producer.send(Outgoing(topic=topic, key=b"k", value=b"v", partition=0, headers=large))
         producer.send(Outgoing(topic=topic, key=b"k", value=b"after", partition=0))
         producer.flush(DEADLINE_S)
         source = world.source()

@@ -1,5 +1,7 @@
 import pytest
 
+from features import rows
+from features.catalog import CATALOG
 from features.rebuild import (
     Compared,
     RebuildReport,
@@ -7,7 +9,7 @@ from features.rebuild import (
     rebuild_user,
     verify,
 )
-from ingest.log import TopicPartition
+from ingest.log import Outgoing, TopicPartition
 from ingest.placement import partition_of
 from schemas.errors import Misconfigured, PositionMoved
 from tests.memory_world import PARTITIONS, USERS, World
@@ -87,6 +89,18 @@ def test_a_lost_store_is_folded_afresh(world: World) -> None:
         rebuild_partition(world.parts(), partition)
     assert world.contents() == before
     assert RebuildReport(partitions=()).ok
+
+
+def test_an_erased_user_stays_erased_in_a_rebuild(world: World) -> None:
+    world.log.append(Outgoing(topic="events", key=USERS[0].encode(), value=None))
+    world.fold()
+    before = world.contents()
+    world.store.lose()
+    world.fold()
+    assert world.contents() == before
+    home = partition_of(USERS[0].encode(), PARTITIONS)
+    stored = world.store.snapshots({home: [USERS[0]]})[home].rows
+    assert rows.decode(stored, CATALOG.fingerprint).rows.history_item.tolist() == []
 
 
 def test_a_store_of_another_log_is_refused_and_rebuilt(world: World) -> None:

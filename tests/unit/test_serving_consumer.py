@@ -26,7 +26,7 @@ from ingest.memory import (
 )
 from ingest.placement import partition_of
 from schemas.codec import Codec
-from schemas.errors import BrokerUnavailable, PositionMoved, Reason, Rejected
+from schemas.errors import BrokerUnavailable, PositionMoved, Reason, RegistryUnavailable, Rejected
 from schemas.events import DeadLetter, Recommendation, RecommendationRequest, Status
 from schemas.registry import MemoryRegistry
 
@@ -164,6 +164,35 @@ def test_a_poisonous_request_is_dead_lettered_and_answered(world, eventually):
     serve_until(world, consumer, everyone_once(world, 10), eventually)
     ((_, letter),) = world.read("dead", DeadLetter)
     assert letter.reason == "poison"
+
+
+class SilentRegistry(MemoryRegistry):
+    """A registry that leaves the next questions unanswered."""
+
+    silent = 0
+
+    def schema(self, schema_id: int) -> str:
+        if self.silent:
+            self.silent -= 1
+            raise RegistryUnavailable("no answer")
+        return super().schema(schema_id)
+
+
+def test_requests_wait_for_a_registry_that_is_gone_and_none_is_dead_lettered(eventually):
+    registry = SilentRegistry()
+    world = World(registry=registry)
+    world.ask(20)
+    consumer = world.consumer(world.ends())
+    stop = threading.Event()
+    registry.silent = 3
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(consumer.run, stop)
+        eventually(lambda: not registry.silent or running.done())
+        eventually(lambda: everyone_once(world, 20)() or running.done())
+        stop.set()
+        running.result(30)
+    assert everyone_once(world, 20)()
+    assert world.read("dead", DeadLetter) == []
 
 
 class Flaky:

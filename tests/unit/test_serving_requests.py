@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,16 @@ def test_a_request_comes_out_as_it_went_in(registry, encode):
 def test_the_records_time_is_now_where_none_is_given(registry, encode):
     (entry,) = RequestReader(registry).read(batch([b"ann"], [encode(request())]))
     assert entry.now_ms == 1000
+
+
+def test_a_request_whose_writer_knows_no_k_asks_for_ten(registry):
+    fields = [{"name": name, "type": "string"} for name in ("request_id", "user_id")]
+    schema = {"type": "record", "name": "RecommendationRequest", "namespace": "millstream"}
+    number = registry.register("foreign-value", json.dumps({**schema, "fields": fields}))
+    value = b"\0" + number.to_bytes(4, "big") + b"\x02r\x06ann"
+    (entry,) = RequestReader(registry).read(batch([b"ann"], [value]))
+    assert isinstance(entry, Asked)
+    assert entry.request == request(k=10)
 
 
 def test_bad_records_are_told_apart_and_their_neighbours_stay(registry, encode):

@@ -15,7 +15,7 @@ from features.store_memory import MemoryStore
 from features.worker import FeatureWorker, FoldRules
 from ingest.batches import empty, part
 from ingest.clock import ManualClock
-from ingest.dead_letter import DeadLetters
+from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.log import Headers, Outgoing, RecordBatch, TopicPartition
 from ingest.memory import MemoryLog, MemoryProducer, MemorySource
 from ingest.placement import partition_of
@@ -66,9 +66,9 @@ class World:
         self.worker = self.new_worker()
         self.worker.take(self.store.claim(partition, START))
 
-    def new_worker(self) -> FeatureWorker:
+    def new_worker(self, policy: DeadLetterPolicy | None = None) -> FeatureWorker:
         producer = MemoryProducer(self.log)
-        dead = DeadLetters(producer, self.letters, "dead", ManualClock())
+        dead = DeadLetters(producer, self.letters, "dead", ManualClock(), policy)
         return FeatureWorker(
             self.store,
             ColumnReader(self.registry, UserEvent),
@@ -284,6 +284,44 @@ def test_a_copy_is_folded_where_it_lies_even_if_that_is_wrong(world: World) -> N
     counts = world.fold()
     assert (counts.folded, counts.misplaced) == (1, 0)
     assert world.read("events", 3) == ([], [])
+
+
+def test_a_misplaced_event_that_its_origin_makes_too_large_is_dead_lettered(world: World) -> None:
+    large = event(1, ZOE, item_id="x" * 300)
+    # Room for the record, not for the header that names its origin.
+    size = len(ZOE) + len(world.codec.encode(large))
+    world.log = MemoryLog(max_record_bytes=size + 5)
+    world.log.create_topic("events", PARTITIONS)
+    world.log.create_topic("dead", 1)
+    world.worker = world.new_worker()
+    world.worker.take(world.memory.claim(0, None))
+    world.put(large)
+    world.put(event(2))
+    counts = world.fold()
+    assert (counts.folded, counts.dead, counts.misplaced) == (1, 1, 0)
+    (letter,) = world.dead()
+    assert (letter.reason, letter.offset) == (Reason.TOO_LARGE, 0)
+
+
+def test_too_large_a_share_of_bad_records_stops_the_worker_where_it_stands(world: World) -> None:
+    world.put(event(1))
+    for _ in range(9):
+        world.put(b"rubbish")
+    policy = DeadLetterPolicy(max_share=0.2, min_refused=5)
+    worker = world.new_worker(policy)
+    worker.take(world.worker.leases[0])
+    with pytest.raises(Misconfigured, match=r"9 of the last 10 records were refused \(not-framed"):
+        worker.process(world.batch())
+    assert (world.dead(), world.memory.positions([0])[0]) == ([], START)
+
+
+def test_a_row_of_another_feature_set_is_an_error_that_names_the_command(world: World) -> None:
+    foreign = rows.encode(rows.empty(1), "f" * 16)[0]
+    update = Update(rows={ANN: foreign}, partials={}, next_offset=0)
+    world.worker.take(world.store.write(world.worker.leases[0], update))
+    world.put(event(1))
+    with pytest.raises(Misconfigured, match=f"of another feature set.*rebuild --user {ANN}"):
+        world.fold()
 
 
 def test_a_corrupt_row_is_an_error_that_names_the_user_and_the_command(world: World) -> None:

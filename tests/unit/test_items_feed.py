@@ -1,0 +1,114 @@
+"""The catalogue and the aggregates on their way into a server's item table."""
+
+from __future__ import annotations
+
+import pytest
+
+from features.items import ItemTable
+from inference.items_feed import NEVER_STOP, ItemsFeed
+from ingest.clock import ManualClock
+from ingest.dead_letter import DeadLetters, read_dead_letters
+from ingest.log import Outgoing
+from ingest.memory import MemoryLog, MemoryProducer, MemorySource
+from ingest.topics import Topics
+from schemas.codec import Codec
+from schemas.errors import Reason, RegistryUnavailable
+from schemas.events import DeadLetter, Item, ItemFeatures
+from schemas.registry import MemoryRegistry
+
+TOPICS = Topics("")
+
+
+class SilentRegistry(MemoryRegistry):
+    """A registry that cannot be asked when a test says so."""
+
+    silent = False
+
+    def schema(self, schema_id: int) -> str:
+        if self.silent:
+            raise RegistryUnavailable("no answer")
+        return super().schema(schema_id)
+
+
+class World:
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        for topic in (TOPICS.item_updates, TOPICS.item_features, TOPICS.dead_letters):
+            self.log.create_topic(topic, 1)
+        self.registry = SilentRegistry()
+        self.codec = Codec(self.registry, Item, TOPICS.item_updates)
+        self.letters = Codec(self.registry, DeadLetter, TOPICS.dead_letters)
+        self.table = ItemTable("f" * 16)
+        dead = DeadLetters(
+            MemoryProducer(self.log), self.letters, TOPICS.dead_letters, ManualClock(), NEVER_STOP
+        )
+        source = MemorySource(self.log)
+        self.feed = ItemsFeed(source, self.table, self.registry, TOPICS, ManualClock(), dead)
+
+    def put(self, item_id: str, value: bytes | None = b"*", topic: str = "item-updates") -> None:
+        if value == b"*":
+            value = self.codec.encode(Item(item_id=item_id, title=item_id.upper()))
+        self.log.append(Outgoing(topic=topic, key=item_id.encode(), value=value))
+
+    def read(self) -> None:
+        self.feed.open(self.log)
+        while self.feed.step(0):
+            pass
+
+    def dead(self) -> list[DeadLetter]:
+        source = MemorySource(self.log)
+        return list(read_dead_letters(source, self.log, self.letters, TOPICS.dead_letters))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_bad_entry_is_dead_lettered_and_its_neighbours_are_in_the_table(world: World) -> None:
+    other = world.codec.encode(Item(item_id="other", title="x"))
+    nameless = world.codec.encode(Item(item_id="", title="x"))
+    bad = [b"junk", b"\0\0\0\x27\x0fdatum", other, nameless]
+    world.put("first")
+    for value in bad:
+        world.put("bad", value)
+    world.put("last")
+    world.put("gone", None)
+    world.read()
+    assert world.feed.ready.is_set()
+    assert world.table.ids == ["first", "last", "gone"]
+    assert [(d.reason, d.topic, d.offset, d.value) for d in world.dead()] == [
+        (reason, TOPICS.item_updates, 1 + at, bad[at])
+        for at, reason in enumerate(
+            [Reason.NOT_FRAMED, Reason.UNKNOWN_SCHEMA, Reason.KEY_MISMATCH, Reason.MISSING_FIELD]
+        )
+    ]
+
+
+def test_a_bad_aggregate_is_dead_lettered_and_a_foreign_one_waits_for_its_successor(
+    world: World,
+) -> None:
+    foreign = ItemFeatures(
+        item_id="film", partition=0, fingerprint="other", events_offset=0, partial=b"rubbish"
+    )
+    codec = Codec(world.registry, ItemFeatures, TOPICS.item_features)
+    world.put("film")
+    world.put("film", b"junk", TOPICS.item_features)
+    world.put("film", codec.encode(foreign), TOPICS.item_features)
+    world.read()
+    assert world.table.ids == ["film"]
+    (letter,) = world.dead()
+    assert (letter.reason, letter.topic) == (Reason.NOT_FRAMED, TOPICS.item_features)
+
+
+def test_entries_wait_for_a_registry_that_is_gone(world: World) -> None:
+    world.put("film")
+    world.registry.silent = True
+    with pytest.raises(RegistryUnavailable):
+        world.read()
+    assert world.dead() == []
+    world.registry.silent = False
+    while world.feed.step(0):
+        pass
+    assert world.table.ids == ["film"]
+    assert world.dead() == []

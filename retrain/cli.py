@@ -145,4 +145,6 @@ def _print_numbers(numbers: dict[str, float]) -> None:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) and abs(value) > 1 else f"{value:.4f}"
+    if value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) >= 0.0001 else f"{value:.2g}"

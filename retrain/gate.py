@@ -46,11 +46,11 @@ class GatePolicy:
             raise ValueError(f"margin must not be negative, got {self.margin}")
 
 
-# Minutes of traffic on a laptop: hundreds of requests instead of 10,000, and a shared clock.
+# Minutes of traffic on a laptop: tens of requests instead of 10,000, and a shared clock.
 DEMO_GATE = GatePolicy(
     margin=0.02,
-    least_users=20,
-    least_requests=100,
+    least_users=15,
+    least_requests=30,
     slice_users=50,
     coverage_ratio=0.5,
     latency_ratio=3.0,

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from features.declare import FeatureSet
@@ -47,8 +46,6 @@ from retrain.snapshot import SanityPolicy, Snapshot, file_problems, problems, re
 from retrain.split import Split, is_positive, split
 from schemas.errors import Misconfigured, ModelFault, Refused
 from schemas.events import Attribute, Measure
-
-logger = structlog.get_logger()
 
 JOBS = ".jobs"  # below the models' folder; no version can have this name
 RESULT = "result.json"
@@ -151,7 +148,6 @@ def run(order: JobOrder, shop: Shop) -> JobResult:
         else:
             result = _Job(order, shop, folder).result()
         _write(folder / RESULT, result.to_json())
-        logger.info("train.done", key=order.key, status=result.status, version=result.version)
         return result
 
 
@@ -202,12 +198,8 @@ class _Job:
         from retrain.train import Failed, Progress, train  # noqa: PLC0415
 
         shop = self._shop
-        parts = split(
-            examples.event_time,
-            is_positive(examples.labels),
-            shop.policy.train,
-            self._order.recent_from_ms,
-        )
+        positive, recent = is_positive(examples.labels), self._order.recent_from_ms
+        parts = split(examples.event_time, positive, shop.policy.train, recent)
         self._cut_ms = parts.cut_ms
         if not len(parts.train):
             return self._end(Status.INSUFFICIENT, "nothing is left to train on before the holdout")
@@ -220,7 +212,7 @@ class _Job:
             parts.train,
             shop.features,
             shop.policy.train,
-            recent_from_ms=self._order.recent_from_ms,
+            recent_from_ms=recent,
             listener=told,
         )
         if isinstance(trained, Failed):

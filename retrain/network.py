@@ -125,9 +125,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
         self.numbers = {
             n: _embedding(len(knowledge.edges[n]) + 2, policy.width) for n in roles.history_numbers
         }
-        self.attributes = {
-            n: _embedding(policy.attribute_buckets + 1, policy.width) for n in roles.hashed
-        }
+        self.attributes = _embedding(len(roles.hashed) * policy.attribute_buckets + 1, policy.width)
         self.context = [
             keras.layers.Dense(policy.width, activation="gelu"),
             keras.layers.Dense(policy.width),
@@ -202,19 +200,26 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
         return states, tf.cast(hashes != 0, tf.float32)
 
     def _context(self, inputs: Tensors) -> tf.Tensor:
-        """Counters, attributes and context, [batch, width]."""
+        """
+        Counters, attributes and context, [batch, width].
+
+        All numbers are scaled and all attributes looked up at once: dozens of small operations each
+        would take most of the time of a small batch.
+        """
         batch = tf.shape(inputs[HISTORY_ITEMS])[0]
-        parts = [tf.ones([batch, 1])] + [
-            tf.reshape(_scaled(inputs[n], self.knowledge.scales[n]), [batch, -1])
-            for n in self.roles.numbers
-        ]
-        found = self.context[1](self.context[0](tf.concat(parts, axis=1)))
-        for name, table in self.attributes.items():
-            values = inputs[name]
-            values = values[:, None] if values.shape.rank == 1 else values
-            bucket = _bucket(values, self.policy.attribute_buckets)
-            found += tf.reduce_sum(table(bucket) * tf.cast(bucket > 0, tf.float32)[..., None], 1)
-        return found
+        numbers = [(inputs[n], self.knowledge.scales[n]) for n in self.roles.numbers]
+        scaled = _joined(batch, [values for values, _ in numbers], tf.float32)
+        wide = [scale for values, scale in numbers for _ in range(_width(values))]
+        if wide:
+            mean, deviation = np.array(wide, np.float32).T
+            scaled = _scaled(scaled, mean, deviation)
+        found = self.context[1](self.context[0](tf.concat([tf.ones([batch, 1]), scaled], axis=1)))
+        hashed = [inputs[n] for n in self.roles.hashed]
+        places = [at for at, values in enumerate(hashed) for _ in range(_width(values))]
+        bucket = _bucket(_joined(batch, hashed, tf.int64), self.policy.attribute_buckets)
+        offset = np.array(places, np.int64) * self.policy.attribute_buckets
+        looked_up = self.attributes(tf.where(bucket > 0, bucket + offset, 0))
+        return found + tf.reduce_sum(looked_up * tf.cast(bucket > 0, tf.float32)[..., None], 1)
 
 
 def masked_seen(
@@ -266,8 +271,20 @@ def _bin(values: tf.Tensor, edges: NDArray[np.float32]) -> tf.Tensor:
     return tf.where(tf.math.is_nan(values), 0, tf.reshape(found, tf.shape(values)))
 
 
-def _scaled(values: tf.Tensor, scale: tuple[float, float]) -> tf.Tensor:
-    """As `signed_log`, then to mean 0 and deviation 1, clipped."""
+def _scaled(
+    values: tf.Tensor, mean: NDArray[np.float32], deviation: NDArray[np.float32]
+) -> tf.Tensor:
+    """As `signed_log`, then to mean 0 and deviation 1, clipped. [batch, n] and [n]."""
     known = tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
     logs = tf.sign(known) * tf.math.log1p(tf.abs(known))
-    return tf.clip_by_value((logs - scale[0]) / scale[1], -_CLIP, _CLIP)
+    return tf.clip_by_value((logs - mean) / deviation, -_CLIP, _CLIP)
+
+
+def _width(values: tf.Tensor) -> int:
+    return 1 if values.shape.rank == 1 else int(values.shape[1])
+
+
+def _joined(batch: tf.Tensor, parts: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    """[batch] and [batch, length] parts side by side, [batch, sum of lengths]."""
+    flat = [part[:, None] if part.shape.rank == 1 else part for part in parts]
+    return tf.concat([tf.zeros([batch, 0], dtype), *flat], axis=1)

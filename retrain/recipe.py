@@ -56,6 +56,7 @@ class TrainPolicy:
     embargo_ms: int = 30 * 60_000  # before the cut: whose labels would reach into the holdout
     least_positives: int = 5_000
     most_examples: int = 2_000_000  # the newest: 1 kB of memory each
+    recent_share: float = 0.4  # of the choices since that change, held out instead
     recent_weight: float = 2.0  # of examples after the change that the training answers
     label_weights: tuple[LabelWeight, ...] = (
         LabelWeight(event_type=EventType.LIKE, weight=2.0),
@@ -68,10 +69,17 @@ class TrainPolicy:
     def __post_init__(self) -> None:
         if not 0 < self.holdout_share < 1:
             raise ValueError(f"holdout_share must be between 0 and 1, got {self.holdout_share}")
+        if not 0 < self.recent_share < 1:
+            raise ValueError(f"recent_share must be between 0 and 1, got {self.recent_share}")
         if self.epochs < 1 or self.batch < 1:
             raise ValueError(f"epochs {self.epochs} and batch {self.batch} must be at least 1")
 
 
+# Minutes of traffic after a change stand against months of replayed history: they must weigh more.
 DEMO_TRAIN = TrainPolicy(
-    network=DEMO_NETWORK, epochs=3, holdout_share=0.2, embargo_ms=5_000, least_positives=500
+    network=DEMO_NETWORK,
+    holdout_share=0.2,
+    recent_weight=10.0,
+    embargo_ms=5_000,
+    least_positives=500,
 )

@@ -29,8 +29,8 @@ def split(
     """
     Cut at the time after which `holdout_share` of the choices lie.
 
-    A training that answers a change is judged on the world after it, and must have seen that world:
-    then the share is of the choices since the change.
+    After a change it is `recent_share` of the choices since then: the holdout must show the new
+    behaviour alone, and training must see most of it, however long the history before.
 
     Args:
         event_time: [n] ms.
@@ -42,15 +42,16 @@ def split(
     >>> found = split(time, np.ones(10, bool), policy)
     >>> found.train.tolist(), found.holdout.tolist(), found.cut_ms
     ([0, 1, 2, 3, 4], [7, 8, 9], 7000)
-    >>> split(time, np.ones(10, bool), policy, recent_from_ms=6000).holdout.tolist()
-    [9]
+    >>> split(time, np.ones(10, bool), policy, recent_from_ms=6000).cut_ms
+    8000
     """
-    times = np.sort(event_time[positive])
-    if recent_from_ms is not None and len(times) and times[-1] >= recent_from_ms:
-        times = times[times >= recent_from_ms]
+    times, share = np.sort(event_time[positive]), policy.holdout_share
     if not len(times):
         return Split(train=np.zeros(0, np.int64), holdout=np.zeros(0, np.int64), cut_ms=0)
-    cut = int(times[min(len(times) - 1, round(len(times) * (1 - policy.holdout_share)))])
+    recent = times if recent_from_ms is None else times[times >= recent_from_ms]
+    if recent_from_ms is not None and len(recent) * policy.recent_share < len(times) * share:
+        times, share = recent if len(recent) else times, policy.recent_share
+    cut = int(times[min(len(times) - 1, round(len(times) * (1 - share)))])
     return Split(
         train=np.flatnonzero(event_time < cut - policy.embargo_ms),
         holdout=np.flatnonzero(event_time >= cut),

@@ -120,7 +120,8 @@ def main(path: Path) -> int:
     )
     tell("backfilling what users did on their own")
     tell(f"{refresh_history(settings, CATALOG)} examples of history")
-    run(order, shop)
+    done = run(order, shop)
+    logger.info("train.done", key=done.key, status=done.status, version=done.version)
     return 0
 
 

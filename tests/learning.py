@@ -82,7 +82,9 @@ SMALL = TrainPolicy(
 )
 
 
-def shoppers(users: int = 60, each: int = 50, *, shift: int = 1, seed: int = 1) -> Examples:
+def shoppers(
+    users: int = 60, each: int = 50, *, shift: int = 1, seed: int = 1, start_ms: int = START_MS
+) -> Examples:
     """`users * each` choices in order of time; each user mostly goes from item i to i + shift."""
     random = np.random.default_rng(seed)
     walk = np.empty((each, users), np.int64)
@@ -97,24 +99,27 @@ def shoppers(users: int = 60, each: int = 50, *, shift: int = 1, seed: int = 1) 
         history[turn] = np.roll(history[turn - 1], -1, axis=1)
         history[turn, :, -1] = HASHES.view(np.int64)[walk[turn - 1]]
     n = users * each
-    return _examples(walk.reshape(n), history.reshape(n, LENGTH), np.arange(n) % users)
+    times = start_ms + np.arange(n) * STEP_MS
+    return _examples(walk.reshape(n), history.reshape(n, LENGTH), np.arange(n) % users, times)
 
 
-def _examples(item: np.ndarray, history: np.ndarray, user: np.ndarray) -> Examples:
+def _examples(
+    item: np.ndarray, history: np.ndarray, user: np.ndarray, times: np.ndarray
+) -> Examples:
     n = len(item)
     real = history != 0
     labels = np.zeros((n, LABELS), np.int64)
     labels[:, EventType.CLICK] = 1
     ages = np.arange(LENGTH, 0, -1) * 60.0
     return Examples(
-        request_id=[f"r{i}" for i in range(n)],
+        request_id=[f"r{at}" for at in times.tolist()],
         user_id=[f"u{i}" for i in user],
         item_id=[f"item-{i}" for i in item],
         source=["history"] * n,
         surface=["shop"] * n,
         fingerprint=FEATURES.fingerprint,
         position=np.full(n, -1),
-        event_time=START_MS + np.arange(n) * STEP_MS,
+        event_time=times,
         model_version=np.zeros(n, np.int64),
         events_partition=np.zeros(n, np.int64),
         events_offset=np.arange(n),

@@ -100,6 +100,23 @@ def _a_worse_challenger_changes_nothing(shop: job.Shop, settings: Settings) -> N
     assert not (job.job_folder(settings, "dull") / "staging").exists()
 
 
+def test_after_a_change_the_retrained_model_replaces_the_old_one(
+    shop: job.Shop, settings: Settings
+) -> None:
+    before = shoppers()
+    archived(settings.archive_dir, before)
+    assert job.run(JobOrder(key="old", approval=ADA, train_until=UNTIL), shop).version == 1
+    changed = int(before.event_time[-1]) + 1_000
+    archived(settings.archive_dir, shoppers(each=20, shift=7, start_ms=changed), partition=1)
+    order = JobOrder(key="new", train_until=UNTIL, recent_from_ms=changed)
+    done = job.run(order, shop)
+    found = {m.name: m.value for m in done.measures}
+    assert done.reasons == ()
+    assert done.version == 2
+    assert found["gain_low"] > 0.2
+    assert found["requests"] < 0.41 * 20 * 60
+
+
 def test_without_a_champion_and_a_persons_approval_nothing_is_published(
     shop: job.Shop, settings: Settings
 ) -> None:
@@ -111,10 +128,10 @@ def test_without_a_champion_and_a_persons_approval_nothing_is_published(
 
 
 def test_too_small_a_holdout_is_insufficient(shop: job.Shop, settings: Settings) -> None:
-    archived(settings.archive_dir, shoppers(users=15, each=40))
+    archived(settings.archive_dir, shoppers(users=12, each=50))
     done = job.run(JobOrder(key="few", approval=ADA, train_until=UNTIL), shop)
     assert done.status == Status.INSUFFICIENT
-    assert "15 of at least 20 users" in done.reasons[0]
+    assert "12 of at least 15 users" in done.reasons[0]
 
 
 def infinite(examples: Examples) -> Examples:

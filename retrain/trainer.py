@@ -22,6 +22,7 @@ from retrain.campaign import Accepted, Outcome, Rejected
 from retrain.gate import Approval
 from retrain.job import Shop, in_work, job_folder, policy_of, read_result, run
 from retrain.order import JobOrder, Status, order_of
+from schemas.errors import Retryable
 from schemas.events import RetrainTrigger
 
 logger = structlog.get_logger()
@@ -119,7 +120,11 @@ def main(path: Path) -> int:
         tell=tell,
     )
     tell("backfilling what users did on their own")
-    tell(f"{refresh_history(settings, CATALOG)} examples of history")
+    try:
+        tell(f"{refresh_history(settings, CATALOG)} examples of history")
+    except Retryable as error:
+        # What is archived may do; if it does not, gate and checks say so.
+        logger.warning("train.no_fresh_history", key=order.key, error=str(error))
     done = run(order, shop)
     logger.info("train.done", key=done.key, status=done.status, version=done.version)
     return 0

@@ -44,6 +44,8 @@ UNTIL = START_MS + 10_000_000
 def settings(tmp_path: Path) -> Settings:
     create_key(tmp_path / "keys")
     return Settings(
+        bootstrap_servers="127.0.0.1:9",  # nobody listens: a child trains on what is archived
+        timeout_s=1.0,
         profile="demo",
         archive_dir=tmp_path / "archive",
         models_dir=tmp_path / "models",

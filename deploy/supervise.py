@@ -265,6 +265,23 @@ class Supervisor:
             raise
         return child
 
+    def run(self, service: Service) -> None:
+        """
+        Run a service that ends by itself, to its end.
+
+        Raises:
+            ProcessFailed: it ended with another code than 0. Its log's end is in the message.
+        """
+        child = start(service, tied=True)
+        self._running[service.name] = _Supervised(service, NEVER, child)
+        try:
+            while (code := exit_code(child)) is None:
+                self._clock.sleep(_POLL_S)
+        finally:
+            self.stop(service.name)
+        if code:
+            raise ProcessFailed(f"{service.name} ended with code {code}\n{_tail(service.log)}")
+
     def child(self, name: str) -> Child:
         """The process that runs under this name now."""
         return self._running[name].child

@@ -1,0 +1,88 @@
+"""The demo's processes: the stack and the workers, each what a user would start by hand."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from deploy import stack
+from deploy.ports import LOOPBACK, reserve
+from deploy.supervise import Service, Supervisor, ready_line
+from ingest.settings import PREFIX, Settings
+
+STOP_S = 20.0
+
+
+def demo_settings(base: Settings, root: Path) -> Settings:
+    """Everything of the demo below one folder and on ports of its own."""
+    with reserve(4) as reserved:
+        kafka, _controller, redis, registry = reserved.numbers
+    return replace(
+        base,
+        bootstrap_servers=f"{LOOPBACK}:{kafka}",
+        redis_url=f"redis://{LOOPBACK}:{redis}/0",
+        registry_url=f"http://{LOOPBACK}:{registry}",
+        profile="demo",
+        stack_dir=root / "stack",
+        archive_dir=root / "archive",
+        models_dir=root / "models",
+        keys_dir=root / "keys",
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as MILLSTREAM_* variables, for a child process."""
+    return {PREFIX + f.name.upper(): str(getattr(settings, f.name)) for f in fields(settings)}
+
+
+def command(*arguments: str) -> tuple[str, ...]:
+    """A `millstream` command of this very installation."""
+    return (sys.executable, "-m", "deploy.cli", *arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Starts and stops the demo's processes."""
+
+    settings: Settings
+    supervisor: Supervisor
+    logs: Path
+
+    def start_stack(self, partitions: int) -> None:
+        """Kafka, Valkey and the registry, and the topics."""
+        for part in stack.parts(self.settings, partitions):
+            self.supervisor.start(part.service())
+        stack.create_topics(self.settings, partitions)
+
+    def worker(self, name: str, *arguments: str) -> None:
+        """Start a long-running command and return when it says that it is ready."""
+        log = self.logs / f"{name}.log"
+        self.supervisor.start(
+            Service(
+                name=name,
+                command=command(*arguments),
+                log=log,
+                answers=ready_line(log),
+                environment=environment(self.settings),
+                ready_timeout_s=90.0,
+                stop_timeout_s=STOP_S,
+            )
+        )
+
+    def finished(self, name: str, *arguments: str) -> None:
+        """Run a command to its end.
+
+        Raises:
+            ProcessFailed: it failed; the end of its log is in the message.
+        """
+        log = self.logs / f"{name}.log"
+        service = Service(
+            name=name,
+            command=command(*arguments),
+            log=log,
+            answers=lambda: True,
+            environment=environment(self.settings),
+            stop_timeout_s=STOP_S,
+        )
+        self.supervisor.run(service)

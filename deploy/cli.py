@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ingest.replay import FoldWatch
 
 # Their modules import what is heavy only inside commands: `millstream --help` is quick.
-PACKAGES = ("ingest.cli", "features.cli", "inference.cli", "retrain.cli", "deploy.demo")
+PACKAGES = ("ingest.cli", "features.cli", "inference.cli", "retrain.cli", "deploy.demo.cli")
 
 app = typer.Typer(
     name="millstream",

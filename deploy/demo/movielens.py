@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Lock
 
 from deploy.demo.score import Popularity, Scores, gain
@@ -76,12 +76,15 @@ class MovieLensTraffic:
 
     def run(
         self, first_row: int, duration_s: float, on_sent: Callable[[Delivered, float], None]
-    ) -> None:
+    ) -> Iterator[int]:
         """
-        Send everything from `first_row` on, evenly within `duration_s`.
+        Send everything from `first_row` on, evenly within `duration_s`; yields after every tick.
 
         Args:
             on_sent: given where a tick's last event landed and when (monotonic s) it was sent.
+
+        Yields:
+            Rows sent so far.
         """
         rows = len(self._dataset) - first_row
         start_s, done = self._clock.monotonic_s(), 0
@@ -92,6 +95,7 @@ class MovieLensTraffic:
                 tick = list(self._events_of(first_row + done, first_row + due))
                 self._send(tick, on_sent)
                 done = due
+            yield done
             self._clock.sleep(start_s + passed - self._clock.monotonic_s())
 
     def answered(self, answer: Recommendation, at_s: float) -> None:
@@ -173,6 +177,5 @@ class MovieLensTraffic:
             self._popular.add([event.item_id])
 
     def _events_of(self, start: int, stop: int) -> Iterator[UserEvent]:
-        for chunk in self._dataset.chunks(start, stop):
-            for event in chunk.events:
-                yield replace(event, event_time=event.event_time + self._shift_ms)
+        for chunk in self._dataset.chunks(start, stop, shift_ms=self._shift_ms):
+            yield from chunk.events

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from deploy.demo.movielens import MovieLensTraffic
 from deploy.demo.observe import Freshness, Observer, Seen, WindowLog
@@ -18,7 +19,7 @@ from features.catalog import CATALOG
 from features.redis_store import RedisStore
 from inference.signature import ensure_key
 from ingest.clock import Clock
-from ingest.datasets import Dataset, open_dataset
+from ingest.datasets import open_dataset
 from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
 from ingest.replay import Replay, ReplayPlan
 from ingest.settings import Settings
@@ -26,6 +27,8 @@ from ingest.simulator import SURFACE
 from ingest.topics import Topics
 from schemas.errors import ProcessFailed
 from schemas.registry import RemoteRegistry
+
+T = TypeVar("T")
 
 ROOT = Path("out/demo")
 WAIT_S = 60.0
@@ -68,10 +71,11 @@ class Demo:
         self._on_tick = on_tick
         self._started_s = clock.monotonic_s()
         self._observer: Observer | None = None
+        self._first_row = 0  # of MovieLens, that is sent live
 
-    def run(self) -> None:
+    def run(self, audit: Callable[[Demo], T]) -> T:
         """
-        The whole course, processes included; when it returns all traffic has been answered.
+        The whole course; what `audit` says at its end, with everything still up.
 
         Raises:
             ProcessFailed: one of the processes ended.
@@ -87,6 +91,8 @@ class Demo:
                 self._movielens(crew, store)
                 self._shoppers(crew)
                 self._settle(crew, log, store)
+                self._phase("auditing")
+                return audit(self)
 
     @contextmanager
     def _crew(self) -> Iterator[Crew]:
@@ -103,7 +109,7 @@ class Demo:
         with ExitStack() as open_:
             producer = open_.enter_context(closing(KafkaProducer(servers, timeout_s=timeout_s)))
             store = open_.enter_context(
-                closing(RedisStore(settings.redis_url, CATALOG, timeout_s=timeout_s))
+                closing(RedisStore(settings.redis_url, CATALOG.fingerprint, timeout_s=timeout_s))
             )
             yield KafkaLog(servers, timeout_s), producer, registry, store
 
@@ -122,7 +128,9 @@ class Demo:
         plan = ReplayPlan(end_ms=end_ms, until_fraction=self.plan.history)
         sent = Replay(dataset, producer, registry, self.topics, self.clock).run(plan)
         first_row = plan.rows(len(dataset))[1]
-        cut_ms = self._time_of(dataset, first_row) + end_ms - dataset.last_ms
+        # The shop's past ends where live traffic begins: within a partition time must not jump.
+        first_live = next(dataset.chunks(first_row, first_row + 1)).events[-1]
+        cut_ms = first_live.event_time + end_ms - dataset.last_ms
         past = ShopPast(shoppers=self.plan.shoppers, seed=1, hours=2.0, sessions_per_hour=8.0)
         _, shop_events = send_past(past, cut_ms, producer, registry, self.topics)
         self.course.bootstrap_events = sent.events.total() + shop_events
@@ -138,6 +146,7 @@ class Demo:
             dataset, end_ms - dataset.last_ms, producer, registry, self.topics, self.clock
         )
         self.traffic.learn_history(first_row)
+        self._first_row = first_row
 
     def _serve(self, crew: Crew, log: KafkaLog, registry: RemoteRegistry) -> None:
         """The workers of live traffic, and the observer."""
@@ -163,8 +172,7 @@ class Demo:
         freshness = Freshness(store, self.clock, self.seen)
         freshness.start()
         try:
-            first_row = round(len(self.traffic) * self.plan.history)
-            for _ in self.traffic.run(first_row, self.plan.replay_s, freshness.probe):
+            for _ in self.traffic.run(self._first_row, self.plan.replay_s, freshness.probe):
                 self._tick(crew)
             self._wait(crew, lambda: self.traffic is not None and self.traffic.waiting == 0)
         finally:
@@ -249,7 +257,3 @@ class Demo:
         self.course.phase = name
         self.course.phases_s[name] = round(self.clock.monotonic_s() - self._started_s, 1)
         self._on_tick(self)
-
-    @staticmethod
-    def _time_of(dataset: Dataset, row: int) -> int:
-        return dataset.chunk_time(row)

@@ -181,7 +181,7 @@ def _asked(answers: pl.DataFrame, events: pl.DataFrame, from_ms: int) -> Asked:
     shop = answers.filter(
         (pl.col("surface") == SURFACE)
         & (pl.col("event_time") >= from_ms)
-        & (pl.col("user_longs").list.len() == width("user", "int64"))  # type: ignore[arg-type]
+        & (pl.col("user_longs").list.len() == width("user", "int64"))
     )
     kept, items = [], []
     for i, (user, at) in enumerate(shop.select("user_id", "event_time").iter_rows()):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 
 if TYPE_CHECKING:
+    from deploy.demo.audit import Audit
     from deploy.demo.run import Demo
     from ingest.settings import Settings
 
@@ -35,8 +36,7 @@ def demo(
 
     Example: `millstream demo --headless`
     """
-    from deploy.demo.audit import audit  # noqa: PLC0415 - keeps --help quick
-    from deploy.demo.plan import DemoPlan  # noqa: PLC0415
+    from deploy.demo.plan import DemoPlan  # noqa: PLC0415 - keeps --help quick
     from deploy.demo.report import findings, report  # noqa: PLC0415
     from deploy.demo.run import ROOT, Demo  # noqa: PLC0415
     from deploy.demo.view import view  # noqa: PLC0415
@@ -58,12 +58,18 @@ def demo(
     with Live(console=_err, refresh_per_second=4, transient=False) as live:
         if headless:
             live.stop()
-        audited = running.run(audit)
+        audited = running.run(_audited)
     written = report(findings(running, audited))
     (ROOT / "report.json").write_text(json.dumps(written, indent=1, default=str) + "\n")
     _print(written)
     if not written["ok"]:
         raise typer.Exit(1)
+
+
+def _audited(finished: Demo) -> Audit:
+    from deploy.demo.audit import audit  # noqa: PLC0415 - loads TensorFlow
+
+    return audit(finished)
 
 
 def _print(written: dict[str, Any]) -> None:

@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deploy.demo.audit import Audit
 from deploy.demo.observe import Answered, Seen, quantiles
 from deploy.demo.plan import DemoPlan, Invariant
 from deploy.demo.run import Course, Demo
 from deploy.demo.score import Score
 from retrain.drift.alerts import ACT
+
+if TYPE_CHECKING:
+    from deploy.demo.audit import Audit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

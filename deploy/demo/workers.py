@@ -7,17 +7,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from deploy import stack
-from deploy.ports import LOOPBACK, reserve
+from deploy.ports import LOOPBACK, is_free
 from deploy.supervise import Service, Supervisor, ready_line
 from ingest.settings import PREFIX, Settings
+from schemas.errors import Misconfigured
 
 STOP_S = 20.0
+_PORTS_FROM = 19_192
 
 
 def demo_settings(base: Settings, root: Path) -> Settings:
     """Everything of the demo below one folder and on ports of its own."""
-    with reserve(4) as reserved:
-        kafka, _controller, redis, registry = reserved.numbers
+    kafka, _controller, redis, registry = _free_ports()
     return replace(
         base,
         bootstrap_servers=f"{LOOPBACK}:{kafka}",
@@ -29,6 +30,15 @@ def demo_settings(base: Settings, root: Path) -> Settings:
         models_dir=root / "models",
         keys_dir=root / "keys",
     )
+
+
+def _free_ports() -> tuple[int, int, int, int]:
+    """Four neighbours, the first such that are free; the broker takes the first two."""
+    for first in range(_PORTS_FROM, _PORTS_FROM + 1_000, 10):
+        ports = (first, first + 1, first + 2, first + 3)
+        if all(map(is_free, ports)):
+            return ports
+    raise Misconfigured(f"no four free ports from {_PORTS_FROM} on")
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -7,9 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from deploy.demo.compare import WITHIN_MS, Asked, Difference, compared
 from deploy.demo.run import Demo
@@ -17,6 +19,7 @@ from deploy.demo.score import Score
 from features.assemble import UserFeatures
 from features.catalog import CATALOG
 from features.counts import Counts
+from features.declare import Level
 from features.hashing import hash_ids
 from features.job import rebuild_parts
 from features.rebuild import RebuildReport, verify
@@ -181,7 +184,7 @@ def _asked(answers: pl.DataFrame, events: pl.DataFrame, from_ms: int) -> Asked:
     shop = answers.filter(
         (pl.col("surface") == SURFACE)
         & (pl.col("event_time") >= from_ms)
-        & (pl.col("user_longs").list.len() == width("user", "int64"))
+        & (pl.col("user_longs").list.len() == width(Level.USER, "int64"))
     )
     kept, items = [], []
     for i, (user, at) in enumerate(shop.select("user_id", "event_time").iter_rows()):
@@ -201,7 +204,7 @@ def _asked(answers: pl.DataFrame, events: pl.DataFrame, from_ms: int) -> Asked:
     )
 
 
-def _matrix(lists: pl.Series, dtype: type) -> np.ndarray:  # type: ignore[type-arg]
+def _matrix(lists: pl.Series, dtype: type[Any]) -> NDArray[Any]:
     if len(lists) == 0:
         return np.zeros((0, 0), dtype)
     return lists.explode().to_numpy().astype(dtype).reshape(len(lists), -1)

@@ -136,7 +136,7 @@ class Demo:
         self.course.bootstrap_events = sent.events.total() + shop_events
         self._wait_folded(crew, log, store)
         self._phase("backfilling examples")
-        crew.finished("backfill", "features", "backfill")
+        crew.finished("backfill", "features", "backfill", "--interactions")
         self._phase("training the first model")
         crew.finished("train", "train", "--key", "bootstrap", "--approve", "millstream demo")
         crew.finished(
@@ -152,8 +152,8 @@ class Demo:
         """The workers of live traffic, and the observer."""
         self._phase("starting the workers")
         crew.worker("serve", "serve")
-        crew.worker("join", "features", "join")
-        crew.worker("archive", "features", "archive")
+        crew.worker("join", "features", "join", "--rotate-s", "2")
+        crew.worker("archive", "features", "archive", "--rotate-s", "10")
         crew.worker("monitor", "monitor", "--surface", SURFACE, "--json")
         crew.worker("control", "control", "--surface", SURFACE)
         assert self.traffic is not None

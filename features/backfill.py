@@ -49,6 +49,7 @@ class BackfillPolicy:
     window_ms: int = 30 * 60_000  # how long after it an event on the item is its label
     examples_of: tuple[EventType, ...] = (EventType.IMPRESSION,)
     self_label: bool = False  # the event is its own label (data sets without impressions)
+    unasked: bool = False  # only events that name no request: the join has the others
     surfaces: tuple[str, ...] = ()  # only events of these; empty: of all
     from_ms: int = 0  # only events at or after this event time ...
     until_ms: int = 2**62  # ... and before this one
@@ -56,8 +57,8 @@ class BackfillPolicy:
 
     @classmethod
     def of_interactions(cls, **changes: int) -> BackfillPolicy:
-        """For data sets that hold what users did and not what they were shown."""
-        return cls(examples_of=TARGETS, self_label=True, **changes)  # type: ignore[arg-type]
+        """For what users did on their own, as in data sets that do not hold what was shown."""
+        return cls(examples_of=TARGETS, self_label=True, unasked=True, **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +162,8 @@ def chosen(
     wanted = accepted & (events.item != 0)
     wanted &= np.isin(events.event_type, [int(kind) for kind in policy.examples_of])
     wanted &= (time >= policy.from_ms) & (time < policy.until_ms)
+    if policy.unasked:
+        wanted &= history.frame["request_id"].is_null().to_numpy()
     if policy.surfaces:
         named = history.frame["surface"].is_in(list(policy.surfaces)).fill_null(value=False)
         wanted &= named.to_numpy()

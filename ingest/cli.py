@@ -101,6 +101,7 @@ def topics_describe(context: typer.Context, as_json: Json = False) -> None:
 def simulate(
     context: typer.Context,
     shoppers: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    catalogue: Annotated[int, typer.Option(min=12, help="Items of the shop.")] = 300,
     minutes: Annotated[float, typer.Option(min=0, help="How long.")] = 5.0,
     sessions_per_hour: Annotated[float, typer.Option(help="Of one shopper.")] = 30.0,
     day_s: Annotated[float, typer.Option(help="Seconds that a day of shoppers lasts.")] = 86_400.0,
@@ -130,7 +131,7 @@ def simulate(
     )
     try:
         policy = SimulatorPolicy(
-            world=WorldPolicy(shoppers=shoppers, seed=seed),
+            world=WorldPolicy(shoppers=shoppers, items=catalogue, seed=seed),
             sessions_per_hour=sessions_per_hour,
             day_s=day_s,
             script=script,

@@ -14,6 +14,7 @@ class DemoPlan:
     replay_s: float = 45.0  # for the rest, in event-time order
     shoppers: int = 600
     sessions_per_hour: float = 100.0  # of one shopper
+    catalogue: int = 1_200  # items of the shop
     flip_at_s: float = 80.0  # after the shoppers' arrival: the reference is frozen by then
     after_release_s: float = 20.0  # traffic on the new model before the end
     limit_s: float = 360.0  # of the whole run

@@ -131,7 +131,7 @@ class Demo:
         # The shop's past ends where live traffic begins: within a partition time must not jump.
         first_live = next(dataset.chunks(first_row, first_row + 1)).events[-1]
         cut_ms = first_live.event_time + end_ms - dataset.last_ms
-        past = ShopPast(shoppers=self.plan.shoppers, seed=1, hours=1.0, sessions_per_hour=8.0)
+        past = ShopPast(shoppers=self.plan.shoppers, catalogue=self.plan.catalogue)
         _, shop_events = send_past(past, cut_ms, producer, registry, self.topics)
         self.course.bootstrap_events = sent.events.total() + shop_events
         self._wait_folded(crew, log, store)
@@ -187,6 +187,8 @@ class Demo:
             "simulate",
             "--shoppers",
             str(plan.shoppers),
+            "--catalogue",
+            str(plan.catalogue),
             "--sessions-per-hour",
             str(plan.sessions_per_hour),
             "--minutes",

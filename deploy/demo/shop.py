@@ -26,9 +26,9 @@ class ShopPast:
     """How many shoppers, and how much of their past."""
 
     shoppers: int
-    seed: int
-    hours: float
-    sessions_per_hour: float
+    catalogue: int  # items
+    hours: float = 1.0
+    sessions_per_hour: float = 8.0  # of one shopper
 
 
 def send_past(
@@ -41,7 +41,7 @@ def send_past(
         Items and events sent.
     """
     policy = SimulatorPolicy(
-        world=WorldPolicy(shoppers=past.shoppers, seed=past.seed),
+        world=WorldPolicy(shoppers=past.shoppers, items=past.catalogue),
         sessions_per_hour=past.sessions_per_hour,
         organic=0.9,  # nobody recommends anything yet: what is found is found alone
         faults=Faults(duplicate=0.0, late=0.0, malformed=0.0),

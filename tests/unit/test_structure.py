@@ -24,6 +24,7 @@ HEAVY = ("tensorflow", "keras", "apache_beam")
 MAY_LOAD_HEAVY = {
     *("features.pipeline", "features.source", "features.tfrecord"),
     *("inference.savedmodel", "retrain.network", "retrain.train", "retrain.export"),
+    *("deploy.demo.audit", "deploy.demo.compare"),  # ask the models again, at the demo's end
 }
 
 

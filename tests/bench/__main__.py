@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 
 from tests.bench import pipeline
@@ -23,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench")
     chosen = parser.parse_args(arguments)
     names = [chosen.name] if chosen.name else sorted(BENCHMARKS)
+    # Over the table, only what is wrong.
+    quiet = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=quiet)
     console = Console(width=max(120, Console().width))
     sizes = Sizes() if chosen.scale == 1 else Sizes().scaled(chosen.scale)
     return max(BENCHMARKS[n](chosen.out, sizes, chosen.part or [], console) for n in names)

@@ -29,7 +29,7 @@ PARTITIONS = 4
 MAIN, FRESH = "bench-", "fresh-"
 FLUSH_S = 60.0
 ROWS_DB, BEAM_DB, FRESH_DB, LIMIT_DB = 0, 1, 2, 3
-_NOTHING_S = 5.0
+_NOTHING_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,17 +172,17 @@ class World:
         consumer.assign([ck.TopicPartition(topic, p, at) for p, at in positions.items()])
         return consumer
 
-    def consume_all(self, topic: str) -> int:
+    def consume_all(self, topic: str, only: int | None = None) -> int:
         """Read a whole topic with nothing done to the records: the limit of all that read it."""
-        return sum(map(len, self._messages(topic)))
+        return sum(map(len, self._messages(topic, only)))
 
-    def values(self, topic: str) -> list[bytes]:
-        """All values of a topic."""
-        return [m.value() for part in self._messages(topic) for m in part]
+    def values(self, topic: str, only: int | None = None) -> list[bytes]:
+        """All values of a topic, or of one partition."""
+        return [m.value() for part in self._messages(topic, only) for m in part]
 
-    def _messages(self, topic: str) -> Iterator[list[ck.Message]]:
+    def _messages(self, topic: str, only: int | None) -> Iterator[list[ck.Message]]:
         """Everything up to the topic's present end, as it comes."""
-        ends = {p: end for p, end in self.ends(topic).items() if end}
+        ends = {p: end for p, end in self.ends(topic).items() if end and only in (None, p)}
         settings = {"enable.partition.eof": True, "isolation.level": "read_committed"}
         consumer = self.consumer(dict.fromkeys(ends, 0), topic, **settings)
         left = set(ends)  # markers take offsets: only the end itself says that it is reached

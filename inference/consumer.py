@@ -52,7 +52,7 @@ class ConsumerPolicy:
     """Sizes and patience of the pipeline."""
 
     batch: BatchPolicy
-    ahead: int = 2  # batches that may wait for the scoring and for the committing thread, each
+    ahead: int = 2  # full batches that may wait for the scoring thread, and scored ones
     commit_batches: int = 8  # batches in one transaction, at most
     commit_tries: int = 5
     drain_s: float = 5.0  # how long a rebalance waits for what is under way
@@ -104,6 +104,7 @@ class Consumer:
         self._error: BaseException | None = None
         self._settled = threading.Condition()
         self._under_way = 0  # entries handed to the threads and not yet committed
+        self._unscored = 0  # batches handed to the scoring thread and not yet scored
         self._rebalances = 0
         self._group: object | None = None  # what commits carry; see _poll
         self._group_wanted = threading.Event()
@@ -152,7 +153,7 @@ class Consumer:
                 self._batcher.add(self._insistently(lambda: self._ends.reader.read(batch)))
         else:
             self._clock.sleep(FULL_S)
-        while not self._to_score.full() and (entries := self._batcher.take()):
+        while self._may_hand_on() and (entries := self._batcher.take()):
             self._hand_on(entries)
 
     def _poll(self, max_records: int) -> RecordBatch | None:
@@ -164,7 +165,7 @@ class Consumer:
         """
         due_in_s = self._batcher.due_in_s()
         wait_s = IDLE_S if due_in_s is None else min(due_in_s, IDLE_S)
-        if due_in_s is not None and self._to_score.full():
+        if due_in_s is not None and not self._may_hand_on():
             wait_s = FULL_S  # what is due cannot leave yet: do not spin
         before, metadata = self._rebalances, self._ends.source.group_metadata()
         try:
@@ -179,9 +180,20 @@ class Consumer:
             self._group_given.set()
         return batch
 
+    def _may_hand_on(self) -> bool:
+        """
+        Full batches wait for the scoring thread in its queue, others here: they still grow.
+
+        A call costs as much for 1 row as for 30, so batches cut early would make it fall behind.
+        """
+        if len(self._batcher) >= self._policy.batch.max_size:
+            return not self._to_score.full()
+        return not self._unscored
+
     def _hand_on(self, entries: list[Entry]) -> None:
         with self._settled:
             self._under_way += len(entries)
+            self._unscored += 1
         self._put(self._to_score, entries)
 
     def _insistently(self, call: Callable[[], list[Entry]]) -> list[Entry]:
@@ -222,6 +234,8 @@ class Consumer:
     def _score(self) -> None:
         while (entries := self._get(self._to_score)) is not None:
             answers = self._answer([one for one in entries if isinstance(one, Asked)])
+            with self._settled:
+                self._unscored -= 1
             self._put(self._to_commit, Answered(entries=entries, answers=answers))
 
     # --- the committing thread -------------------------------------------------------------------

@@ -100,6 +100,8 @@ def problem(request: RecommendationRequest, limits: Limits) -> str:
     >>> problem(RecommendationRequest(request_id="r", user_id="u", k=0), Limits())
     'k must be between 1 and 500, got 0'
     """
+    if _plain(request, limits):
+        return ""
     given = len(request.candidates)
     deadline = request.deadline_ms
     found = [
@@ -128,6 +130,18 @@ def problem(request: RecommendationRequest, limits: Limits) -> str:
         ),
     ]
     return "; ".join(text for text in found if text)
+
+
+def _plain(request: RecommendationRequest, limits: Limits) -> bool:
+    """Whether it is one of the many that ask for nothing special, and for nothing wrong."""
+    return bool(
+        request.request_id
+        and request.user_id
+        and 1 <= request.k <= limits.max_k
+        and not request.candidates
+        and not request.exclude
+        and request.deadline_ms is None
+    )
 
 
 def _entry(batch: RecordBatch, at: int, row: Mapping[str, Any]) -> Entry:

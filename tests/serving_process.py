@@ -41,7 +41,7 @@ class Place:
         admin = KafkaAdmin(settings.bootstrap_servers)
         ensure_topics(admin, topic_specs(settings.topic_prefix, PARTITIONS, replay=False))
         self._requests = Codec(self.registry, RecommendationRequest, self.topics.requests)
-        self._producer = KafkaProducer(settings.bootstrap_servers)
+        self.producer = KafkaProducer(settings.bootstrap_servers)
         self._answers = KafkaSource(settings.bootstrap_servers)
         self._answers.assign(
             {TopicPartition(self.topics.recommendations, p): 0 for p in range(PARTITIONS)}
@@ -51,21 +51,21 @@ class Place:
         items = Codec(self.registry, Item, self.topics.item_updates)
         for item_id in ITEMS:
             value = items.encode(Item(item_id=item_id, title=item_id.upper()))
-            self._send(self.topics.item_updates, item_id, value)
-        self._producer.flush(30)
+            self.send(self.topics.item_updates, item_id, value)
+        self.producer.flush(30)
 
     def ask(self, numbers: range, users: int = 97) -> None:
         """Send requests r<number>."""
         for n in numbers:
             user = f"user-{n % users}"
             request = RecommendationRequest(request_id=f"r{n}", user_id=user, k=5)
-            self._send(self.topics.requests, user, self._requests.encode(request))
-        self._producer.flush(30)
+            self.send(self.topics.requests, user, self._requests.encode(request))
+        self.producer.flush(30)
 
     def raw(self, key: bytes, value: bytes) -> None:
         """Send anything as a request."""
-        self._producer.send(Outgoing(topic=self.topics.requests, key=key, value=value))
-        self._producer.flush(30)
+        self.producer.send(Outgoing(topic=self.topics.requests, key=key, value=value))
+        self.producer.flush(30)
 
     def read(self) -> int:
         """Take in the committed answers that came; how many there are in all."""
@@ -82,10 +82,19 @@ class Place:
     def close(self) -> None:
         """Give the connections back."""
         self._answers.close()
-        self._producer.close()
+        self.producer.close()
 
-    def _send(self, topic: str, key: str, value: bytes) -> None:
-        self._producer.send(Outgoing(topic=topic, key=key.encode(), value=value))
+    def flush(self) -> None:
+        """Return when everything sent is on the log."""
+        self.producer.flush(60)
+
+    def new_source(self) -> KafkaSource:
+        """Another reader. The caller closes it."""
+        return KafkaSource(self.settings.bootstrap_servers)
+
+    def send(self, topic: str, key: str, value: bytes) -> None:
+        """Send one record."""
+        self.producer.send(Outgoing(topic=topic, key=key.encode(), value=value))
 
 
 class Server:
@@ -117,6 +126,11 @@ class Server:
         text = self.errors.read_text()
         assert self._process.poll() is None, text[-3000:]
         return "ready: serve" in text
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""

@@ -112,3 +112,27 @@ def test_entries_wait_for_a_registry_that_is_gone(world: World) -> None:
         pass
     assert world.table.ids == ["film"]
     assert world.dead() == []
+
+
+def test_it_is_ready_at_once_where_nothing_stands(world: World) -> None:
+    world.feed.open(world.log)
+    assert world.feed.ready.is_set()
+
+
+def test_it_is_ready_only_when_all_that_stood_there_is_in_the_table(world: World) -> None:
+    world.put("film")
+    world.feed.open(world.log)
+    assert not world.feed.ready.is_set()
+    world.feed.step(0)
+    assert world.feed.ready.is_set()
+
+
+def test_it_follows_new_titles_and_withdrawals(world: World) -> None:
+    world.put("film")
+    world.read()
+    world.put("film", world.codec.encode(Item(item_id="film", title="renamed")))
+    assert world.feed.step(0)
+    assert (world.table.titles, world.table.available.tolist()) == (["renamed"], [True])
+    world.put("film", None)
+    assert world.feed.step(0)
+    assert world.table.available.tolist() == [False]

@@ -156,6 +156,14 @@ class StoreContract:
         assert list(other.read(taken, [], ["film"]).partials) == [None]
         assert other.unpublished(0, 10).partials == {}
 
+    def test_an_owner_that_takes_back_reads_what_was_written_meanwhile(
+        self, store: Store, other: Store, lease: Lease
+    ) -> None:
+        store.write(lease, update(1, {"ann": b"mine"}, {"film": b"mine"}))
+        other.write(other.claim(0, None), update(2, {"ann": b"theirs"}, {"film": b"theirs"}))
+        values = store.read(store.claim(0, None), ["ann"], ["film"])
+        assert (list(values.rows), list(values.partials)) == ([b"theirs"], [b"theirs"])
+
     def test_nothing_is_written_when_the_position_moved_between_read_and_write(
         self, store: Store, other: Store, lease: Lease
     ) -> None:

@@ -276,7 +276,7 @@ class _Maker:
             index=self._items.index(hashes),
         )
         found = Examples(
-            request_id=frame["request_id"].fill_null("").to_list(),
+            request_id=frame["request_id"].fill_null(frame["event_id"]).to_list(),
             user_id=frame["user_id"].to_list(),
             item_id=frame["item_id"].to_list(),
             source=[ExampleSource.HISTORY.value] * len(at),

@@ -31,7 +31,7 @@ class ExampleSource(StrEnum):
 class Examples:
     """n examples; every column has n entries or rows."""
 
-    request_id: Sequence[str]
+    request_id: Sequence[str]  # of history that nobody asked for: the event's own id
     user_id: Sequence[str]
     item_id: Sequence[str]
     source: Sequence[str]

@@ -30,7 +30,7 @@ _NEVER: Final = np.int64(2**62)
 # Events of one searchable piece: below it, new events are merged into the newest piece.
 _PIECE: Final = 8_192
 # Events kept, or read, although no list needs them: rather than to seek.
-_SPARE: Final = 200_000
+SPARE: Final = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +88,10 @@ class LabelJoin:
         fingerprint: str,
         position: Mapping[str, int],
         notes: Sequence[Mapping[str, int]] = (),
+        spare: int = SPARE,
     ) -> None:
         self._policy = policy
+        self._spare = spare
         self._partition = partition
         self._fingerprint = fingerprint
         self._notes = [(note[LISTS], note[EVENTS]) for note in notes]
@@ -235,7 +237,7 @@ class LabelJoin:
 
     def _covered(self) -> bool:
         """Whether the events kept are all that the lists need, up to events_next."""
-        inside = self._events_start <= self._needs <= self.events_next + _SPARE
+        inside = self._events_start <= self._needs <= self.events_next + self._spare
         return inside and int(self._time.min()) >= self._floor_ms
 
     def _rewind(self) -> None:
@@ -252,7 +254,7 @@ class LabelJoin:
                 self._drop_first()
         else:
             kept = sum(len(piece.events) for piece in self._pieces)
-            while self._pieces and kept > _SPARE:
+            while self._pieces and kept > self._spare:
                 kept -= self._drop_first()
         horizon = int(self._time.min()) if len(self) else self._newest_ms()
         self._recent = [r for r in self._recent if r[0].event_time[-1] > horizon - self._recent_ms]

@@ -21,7 +21,7 @@ from features.archive import ArchiveWriter, Manifest
 from features.declare import FeatureSet
 from features.disk import Disk
 from features.example_bytes import encode, framed
-from features.join import EVENTS, LISTS, JoinPolicy, LabelJoin
+from features.join import EVENTS, LISTS, SPARE, JoinPolicy, LabelJoin
 from features.shown import DoneReader, ShownReader
 from ingest.clock import Clock
 from ingest.log import Log, Source, TopicPartition
@@ -62,6 +62,7 @@ class WorkPolicy:
     max_lists: int = 16_384  # read and not yet written, over all partitions
     max_records: int = 5_000  # of a batch
     take_lists: int = 256  # turned into bytes at once
+    spare_events: int = SPARE  # of a partition: kept, or read, although no list needs them
     poll_s: float = 0.1
     max_attempts: int = 8  # in a row, then the error goes up
     backoff_s: float = 0.2  # times the attempt
@@ -86,7 +87,7 @@ class JoinParts:
 class _Partition:
     """One partition: its join and its writer."""
 
-    def __init__(self, parts: JoinParts, policy: JoinPolicy, first: Manifest) -> None:
+    def __init__(self, parts: JoinParts, policy: JoinPolicy, spare: int, first: Manifest) -> None:
         self.writer: ArchiveWriter = archive.claim(parts.root, first, SUFFIX, parts.disk)
         held = self.writer.manifest
         self.join = LabelJoin(
@@ -95,6 +96,7 @@ class _Partition:
             fingerprint=first.fingerprint,
             position=held.position,
             notes=held.notes,
+            spare=spare,
         )
         self.heard_s = parts.clock.monotonic_s()
         self.dirty_since_s: float | None = None
@@ -182,7 +184,7 @@ class JoinWorker:
                 log=ids,
                 fingerprint=parts.features.fingerprint,
             )
-            held[number] = _Partition(parts, self._policy, first)
+            held[number] = _Partition(parts, self._policy, self._work.spare_events, first)
         parts.lists.assign({TopicPartition(lists, n): p.join.lists_next for n, p in held.items()})
         self._reading = {}
         self._held = held

@@ -85,10 +85,11 @@ def by_definition(shown: list[tuple[Shows, int]], done: list[Does]) -> list[Row]
     st.integers(1, 6),
     st.integers(1, 4),
     st.integers(1, 8),
+    st.sampled_from((0, 3, 1_000)),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_join_is_its_definition(
-    story: list[Shows | Does], max_records: int, take_lists: int, max_lists: int
+    story: list[Shows | Does], max_records: int, take_lists: int, max_lists: int, spare: int
 ) -> None:
     with tempfile.TemporaryDirectory() as root:
         world = World(Path(root))
@@ -111,5 +112,10 @@ def test_the_join_is_its_definition(
                     )
                 )
                 done.append(action)
-        world.join(max_records=max_records, take_lists=take_lists, max_lists=max_lists)
+        world.join(
+            max_records=max_records,
+            take_lists=take_lists,
+            max_lists=max_lists,
+            spare_events=spare,
+        )
         assert world.rows() == by_definition(shown, done)

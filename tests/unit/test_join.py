@@ -212,6 +212,19 @@ def test_a_list_served_behind_the_others_finds_its_events(world: World) -> None:
     assert labels(world) == [(), (), (), CLICK, (), ()]
 
 
+def test_a_list_of_an_earlier_time_finds_events_that_were_passed_over(world: World) -> None:
+    for i in range(10):
+        world.do(event(f"x{i}", "other", None, 9_000))
+    end = world.events_end("u")
+    world.show(answer("r1", "v", 9_000, events_offset=end))
+    world.show(answer("r2", "w", 9_001, events_offset=end))
+    world.show(answer("r3", "u", 0, events_offset=end))
+    world.do(event("1", "u", "a", 5))  # far older than r1: not kept at first
+    finish(world, 20_000)
+    world.join(max_records=1, max_lists=2, spare_events=3)
+    assert labels(world)[-3:] == [CLICK, (), ()]
+
+
 def test_a_second_worker_takes_over_and_the_first_is_refused(world: World) -> None:
     world.show(answer("r", "u", 0))
     finish(world)

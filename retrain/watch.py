@@ -21,7 +21,7 @@ from ingest.log import Log, Outgoing, Producer, RecordBatch, Source, TopicPartit
 from ingest.placement import partitions_of
 from ingest.topics import Topics
 from retrain.drift.alerts import Origin, alerts_of
-from retrain.drift.cohorts import Cohorts
+from retrain.drift.cohorts import Answers, Cohorts, Reactions
 from retrain.drift.monitor import Monitor, MonitorPolicy, WindowVerdict
 from retrain.drift.streams import (
     ANSWER_COLUMNS,
@@ -40,7 +40,7 @@ T = TypeVar("T")
 logger = structlog.get_logger()
 
 POLL_S = 0.1
-IDLE_S = 2.0  # a source at its end and quiet for this long is not waited for
+IDLE_S = 2.0  # a source read to its end, and quiet for this long, is not waited for
 FLUSH_S = 10.0
 
 
@@ -85,6 +85,7 @@ class Watch:
         self._published: set[str] = set()
         self._before: WindowVerdict | None = None
         self._heard_s = dict.fromkeys(self._sources, wiring.clock.monotonic_s())
+        self._behind: dict[TopicPartition, int] = {}  # source -> end of what was there at the start
 
     @property
     def windows_to_go(self) -> int:
@@ -98,7 +99,10 @@ class Watch:
             topic: self._wiring.log.bounds(topic)
             for topic in {source.topic for source in self._sources}
         }
-        self._wiring.source.assign({s: bounds[s.topic][s.partition][0] for s in self._sources})
+        starts = {s: bounds[s.topic][s.partition][0] for s in self._sources}
+        ends = {s: bounds[s.topic][s.partition][1] for s in self._sources}
+        self._behind = {s: end for s, end in ends.items() if end > starts[s]}
+        self._wiring.source.assign(starts)
         while not stop.is_set():
             batch = self._wiring.source.poll(5_000, POLL_S)
             if batch is not None:
@@ -111,16 +115,22 @@ class Watch:
 
     def _read(self, batch: RecordBatch) -> None:
         source = TopicPartition(batch.topic, batch.partition)
-        if len(batch):
-            self._heard_s[source] = self._wiring.clock.monotonic_s()
         values = self._placed(batch)
+        found: Answers | Reactions
         if batch.topic == self._wiring.topics.recommendations:
             frame = self._answers.read(values, ANSWER_COLUMNS).frame
             surface = self._origin.surface or None
-            self._cohorts.answers(source, answers_of(frame, self._features, surface))
+            found = answers_of(frame, self._features, surface)
+            self._cohorts.answers(source, found)
         else:
             frame = self._events.read(values, REACTION_COLUMNS).frame
-            self._cohorts.reactions(source, reactions_of(frame, self._targets))
+            found = reactions_of(frame, self._targets)
+            self._cohorts.reactions(source, found)
+        # What is not watched moves no source's time: then nobody must wait for it either.
+        if len(found.request_ids):
+            self._heard_s[source] = self._wiring.clock.monotonic_s()
+        if batch.next_offset >= self._behind.get(source, 0):
+            self._behind.pop(source, None)
 
     def _placed(self, batch: RecordBatch) -> list[bytes | None]:
         """Values, without records that lie in another partition than their key's."""
@@ -130,7 +140,8 @@ class Watch:
 
     def _mark_idle(self) -> None:
         now = self._wiring.clock.monotonic_s()
-        self._cohorts.idle({s for s, heard in self._heard_s.items() if now - heard > IDLE_S})
+        quiet = {s for s, heard in self._heard_s.items() if now - heard > IDLE_S}
+        self._cohorts.idle(quiet - self._behind.keys())
 
     def _publish(self, verdict: WindowVerdict) -> None:
         now = self._wiring.clock.now_ms()

@@ -18,9 +18,10 @@ from tests.bench.world import FRESH, FRESH_DB, PARTITIONS, World
 
 AIM_MS = 50.0
 WARM_S = 2.0
-LOOK_S = 0.0005
-STEP_S = 0.001
+LOOK_S = 0.001
+STEP_S = 0.002
 END_S = 20.0
+LINGER_MS = 5  # librdkafka's default
 
 Passed = list[tuple[float, dict[int, int]]]  # when, and next offset by partition
 
@@ -35,8 +36,10 @@ def run(world: World) -> Iterator[Figure]:
     with world.command(settings, "features", "run"), watching(world) as watch:
         # What a process and a topic do once (connect, load, compile) is no part of the figure.
         _all_rows(world, watch, _paced(world, values[:warm], per_s))
+        cores = world.cores()
         sent = _paced(world, values[warm:], per_s)
         _all_rows(world, watch, sent)
+        used = cores.used()
     latencies, broker = _latencies(sent, watch.passed)
     found = quantiles_ms(latencies)
     world.samples["event to row"] = (np.asarray(latencies) * 1000, AIM_MS)
@@ -51,9 +54,10 @@ def run(world: World) -> Iterator[Figure]:
         max_ms=found["max_ms"],
         events=found["n"],
         events_per_s=per_s,
+        busy_processors=used,
         looked_every_ms=round(watch.every_ms(), 2),
         **_profile(found, quantiles_ms(broker)),
-        note="produce() of the client, linger 1 ms, until the position stored with the rows passes",
+        note="produce() of the client, linger 5 ms, until the position stored with the rows passes",
     )
 
 
@@ -161,7 +165,7 @@ class _Sent:
 def _paced(world: World, values: list[tuple[bytes, bytes]], per_s: int) -> list[_Sent]:
     """Send at a steady rate whatever comes back; what is late is sent at once."""
     topic = Topics(FRESH).user_events
-    producer = world.producer(**{"linger.ms": 1})
+    producer = world.producer(**{"linger.ms": LINGER_MS})
     sent: list[_Sent] = []
     start_s = CLOCK.monotonic_s()
     while len(sent) < len(values):

@@ -6,7 +6,7 @@ import cProfile
 import platform
 import pstats
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,24 @@ class Processor:
         """Their share of all processors, 0 to 1."""
         whole_s = (CLOCK.monotonic_s() - self._start_s) * (psutil.cpu_count() or 1)
         return min(1.0, max(0.0, (_busy_s() - _family_s() - self._busy_s) / whole_s))
+
+
+class Cores:
+    """How many processors each process keeps busy, from the start to `used`."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = dict(pids)
+        self._start_s = CLOCK.monotonic_s()
+        self._before = self._spent()
+
+    def used(self) -> dict[str, float]:
+        """Processors by name of the process."""
+        wall_s = CLOCK.monotonic_s() - self._start_s
+        spent = self._spent()
+        return {n: round((spent[n] - self._before[n]) / wall_s, 2) for n in spent}
+
+    def _spent(self) -> dict[str, float]:
+        return {n: sum(psutil.Process(pid).cpu_times()[:2]) for n, pid in self._pids.items()}
 
 
 def _busy_s() -> float:

@@ -65,7 +65,9 @@ def run(world: World) -> Iterator[Figure]:
         burst = client.told()
         per_s = world.sizes.serve_requests / taken_s
         load = per_s / 2
+        cores = world.cores()
         latencies = client.paced(load, world.sizes.paced_s)
+        used = cores.used()
         told = client.told()
         client.close()
     yield figure(
@@ -92,6 +94,7 @@ def run(world: World) -> Iterator[Figure]:
             requests=found["n"],
             quantiles=found,
             answers=told,
+            busy_processors=used,
             p50_ms_by_second=[
                 round(quantiles_ms(part)["p50_ms"]) for part in chunks(latencies, round(load))
             ],

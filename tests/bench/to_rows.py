@@ -155,10 +155,12 @@ def beam(world: World, total: int, limits: dict[str, float], alone: float) -> Fi
         return sum(p.next_offset for p in found if p is not None)
 
     with world.command(settings, "features", "run"):
+        cores = world.cores()
         first, start_s = passed(), CLOCK.monotonic_s()
         end_s = wait_until(
             lambda: passed() >= total, timeout_s=BEAM_S, what="the job's end", every_s=0.05
         )
+        used = cores.used()
     store.close()
     value = (total - first) / (end_s - start_s)
     return figure(
@@ -169,6 +171,7 @@ def beam(world: World, total: int, limits: dict[str, float], alone: float) -> Fi
         limits=limits,
         peer=("the worker without Beam", alone),
         events=total - first,
+        busy_processors=used,
         note="from the moment the job says it is ready; it also publishes item-features",
     )
 

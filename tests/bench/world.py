@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from ingest.topics import Topics, topic_specs
 from schemas.codec import Codec
 from schemas.events import UserEvent
 from schemas.registry import RemoteRegistry
-from tests.bench.measure import CLOCK, seconds
+from tests.bench.measure import CLOCK, Cores, seconds
 from tests.bench.shop import Shop
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -224,6 +225,11 @@ class World:
             yield log
         finally:
             self.supervisor.stop(name)
+
+    def cores(self) -> Cores:
+        """A measure of what every process of the run uses from now on."""
+        pids = {child.name: child.pid for child in self.supervisor.children()}
+        return Cores({"this process": os.getpid(), **pids})
 
     def _started(self) -> Settings:
         """Broker, store and registry on free ports, data below `directory`."""

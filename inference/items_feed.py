@@ -138,6 +138,6 @@ class ItemsFeed:
         return None if value is None else self._partials.decode(value)
 
     def _check_ready(self) -> None:
-        if not self._ends:
+        if not self._ends and not self.ready.is_set():
             self.ready.set()
             log.info("items.ready", items=len(self._table))

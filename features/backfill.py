@@ -53,7 +53,15 @@ class BackfillPolicy:
     surfaces: tuple[str, ...] = ()  # only events of these; empty: of all
     from_ms: int = 0  # only events at or after this event time ...
     until_ms: int = 2**62  # ... and before this one
+    since: tuple[
+        tuple[int, int], ...
+    ] = ()  # (partition, offset): only events from there on, added to the examples before
     chunk_events: int = 32_768  # folded between two looks at memory and progress
+
+    def __post_init__(self) -> None:
+        if self.since and not self.self_label:
+            # What followed the last events of the earlier backfill was not known to it yet.
+            raise ValueError("only examples that are their own label can be added to earlier ones")
 
     @classmethod
     def of_interactions(cls, **changes: int) -> BackfillPolicy:
@@ -77,7 +85,8 @@ def backfill(
     to: Destination,
 ) -> Manifest:
     """
-    Write the history's examples, in its order, instead of those that an earlier backfill wrote.
+    Write the history's examples, in its order, instead of those that an earlier backfill wrote;
+    with `since`, in addition to them.
 
     Raises:
         PositionMoved: another backfill has begun.
@@ -90,7 +99,7 @@ def backfill(
         if to.writer.pending_bytes >= _FILE_BYTES:
             to.writer.roll()
     position = {f"user-events/{p}": end for p, end in history.ends.items()}
-    return to.writer.commit(position, replace_files=True)
+    return to.writer.commit(position, replace_files=not policy.since)
 
 
 def make_examples(
@@ -162,6 +171,11 @@ def chosen(
     wanted = accepted & (events.item != 0)
     wanted &= np.isin(events.event_type, [int(kind) for kind in policy.examples_of])
     wanted &= (time >= policy.from_ms) & (time < policy.until_ms)
+    if policy.since:
+        first = np.zeros(1 + max(p for p, _ in policy.since), np.int64)
+        first[[p for p, _ in policy.since]] = [offset for _, offset in policy.since]
+        partition = np.minimum(history.frame["partition"].to_numpy(), len(first) - 1)
+        wanted &= history.frame["offset"].to_numpy() >= first[partition]
     if policy.unasked:
         wanted &= history.frame["request_id"].is_null().to_numpy()
     if policy.surfaces:

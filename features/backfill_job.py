@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -44,9 +44,14 @@ def backfill_log(
     policy: BackfillPolicy,
     progress: Progress = lambda done, of: None,
     until: Mapping[int, int] | None = None,
+    *,
+    onward: bool = False,
 ) -> Manifest:
     """
     Examples of all user-events that the log holds now, or before the offsets `until`.
+
+    Args:
+        onward: go on where the newest backfill (by an equal policy) ended, and keep its examples.
 
     Raises:
         BrokerUnavailable: the log could not be read to its end.
@@ -71,10 +76,18 @@ def backfill_log(
         )
         history = read_history(read_range(parts.source, parts.log, topic, until), reader)
         items = HistoryItems(parts.features.fingerprint, read_catalogue(parts))
+        if onward:
+            policy = replace(policy, since=_ends(writer.manifest))
         to = Destination(writer=writer, progress=progress)
         return backfill(history, items, parts.features, policy, to)
     finally:
         writer.close()
+
+
+def _ends(manifest: Manifest) -> tuple[tuple[int, int], ...]:
+    """Where an earlier backfill ended, by partition."""
+    ends = ((int(name.rsplit("/", 1)[1]), end) for name, end in manifest.position.items())
+    return tuple(sorted(ends))
 
 
 def read_range(

@@ -20,7 +20,7 @@ from schemas.registry import RemoteRegistry
 
 def refresh_history(settings: Settings, features: FeatureSet) -> int:
     """
-    Backfill interactions anew. Returns the number of examples.
+    Backfill the interactions since the last time. Returns the number of examples in all.
 
     Raises:
         Retryable: broker or archive are not to be had now.
@@ -35,5 +35,5 @@ def refresh_history(settings: Settings, features: FeatureSet) -> int:
             features=features,
             root=settings.archive_dir,
         )
-        manifest = backfill_log(parts, BackfillPolicy.of_interactions(), lambda done, of: None)
+        manifest = backfill_log(parts, BackfillPolicy.of_interactions(), onward=True)
     return manifest.records

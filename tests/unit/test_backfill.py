@@ -343,6 +343,40 @@ def test_the_log_becomes_an_archive_once_however_often_it_is_asked(tmp_path: Pat
     assert {r["fingerprint"][0].decode() for r in records} == {CATALOG.fingerprint}
 
 
+def test_going_on_adds_the_examples_that_one_whole_backfill_would_have(tmp_path: Path) -> None:
+    log, registry = logged(story(200), partitions=2)
+    log.create_topics([s for s in topic_specs("", 2, replay=True) if s.name != TOPIC])
+
+    def parts(name: str) -> BackfillParts:
+        return BackfillParts(
+            log=log,
+            source=MemorySource(log),
+            registry=registry,
+            topics=Topics(),
+            features=CATALOG,
+            root=tmp_path / name,
+        )
+
+    def seen(name: str) -> list[tuple[bytes, ...]]:
+        found = [r for file in archive.files(tmp_path / name, KIND) for r in read_examples(file)]
+        return sorted((r["request_id"][0], r["item_id"][0]) for r in found)
+
+    policy = BackfillPolicy.of_interactions()
+    half = {p: end // 2 for p, (_, end) in log.bounds(TOPIC).items()}
+    backfill_log(parts("steps"), policy, until=half)
+    assert len(seen("steps")) > 0
+    backfill_log(parts("steps"), policy, onward=True)
+    backfill_log(parts("steps"), policy, onward=True)
+    whole = backfill_log(parts("whole"), policy)
+    assert seen("steps") == seen("whole")
+    assert whole.records == len(seen("steps"))
+
+
+def test_going_on_is_refused_for_labels_that_come_later() -> None:
+    with pytest.raises(ValueError, match="their own label"):
+        replace(POLICY, since=((0, 1),))
+
+
 def test_a_backfill_that_dies_leaves_what_was_there(tmp_path: Path) -> None:
     past = history(story(200))
 

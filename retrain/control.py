@@ -53,6 +53,8 @@ from schemas.registry import Registry
 logger = structlog.get_logger()
 
 POLL_S = 0.1
+PACE_S = 0.05  # between batches: one of many records costs little more than one of a few
+BATCH_RECORDS = 5_000
 
 
 class Trainer(Protocol):
@@ -153,9 +155,11 @@ class Controller:
         """
         self._take_up()
         while not stop.is_set():
-            batch = self._wiring.source.poll(5_000, POLL_S)
+            batch = self._wiring.source.poll(BATCH_RECORDS, POLL_S)
             if batch is not None:
                 self._read(batch)
+                if len(batch) < BATCH_RECORDS // 10:
+                    self._wiring.clock.sleep(PACE_S)
             action = plan(
                 self._situation, self._facts(), self._campaign.trigger, self._campaign.rollout
             )

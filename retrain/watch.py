@@ -40,6 +40,8 @@ T = TypeVar("T")
 logger = structlog.get_logger()
 
 POLL_S = 0.1
+PACE_S = 0.05  # between batches: one of many records costs little more than one of a few
+BATCH_RECORDS = 5_000
 IDLE_S = 2.0  # a source read to its end, and quiet for this long, is not waited for
 FLUSH_S = 10.0
 
@@ -104,9 +106,11 @@ class Watch:
         self._behind = {s: end for s, end in ends.items() if end > starts[s]}
         self._wiring.source.assign(starts)
         while not stop.is_set():
-            batch = self._wiring.source.poll(5_000, POLL_S)
+            batch = self._wiring.source.poll(BATCH_RECORDS, POLL_S)
             if batch is not None:
                 self._read(batch)
+                if len(batch) < BATCH_RECORDS // 10:
+                    self._wiring.clock.sleep(PACE_S)
             self._mark_idle()
             for start_ms, seen in self._cohorts.ripe():
                 verdict = self._monitor.window(start_ms, seen)

@@ -151,7 +151,7 @@ class Demo:
     def _serve(self, crew: Crew, log: KafkaLog, registry: RemoteRegistry) -> None:
         """The workers of live traffic, and the observer."""
         self._phase("starting the workers")
-        crew.worker("serve", "serve")
+        crew.worker("serve", "serve", "--max-wait-ms", "20")
         crew.worker("join", "features", "join", "--rotate-s", "2")
         crew.worker("archive", "features", "archive", "--rotate-s", "10")
         crew.worker("monitor", "monitor", "--surface", SURFACE, "--json")

@@ -218,7 +218,7 @@ class World:
                 answers=ready_line(log),
                 environment={**_environment(settings), **(environment or {})},
                 directory=ROOT,
-                ready_timeout_s=90.0,
+                ready_timeout_s=150.0,  # above what serve waits for its first model
             )
         )
         try:

@@ -8,4 +8,4 @@ def own_version() -> str:
     try:
         return version("millstream")
     except PackageNotFoundError:
-        return "not installed"
+        return "from source"

@@ -19,7 +19,14 @@ from deploy import own_version
 from ingest.replay_cli import watch_folds_with
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
-from schemas.errors import MillstreamError, Misconfigured, Refused
+from schemas.errors import (
+    BrokerUnavailable,
+    MillstreamError,
+    Misconfigured,
+    Refused,
+    RegistryUnavailable,
+    StoreUnavailable,
+)
 
 if TYPE_CHECKING:
     from ingest.replay import FoldWatch
@@ -248,8 +255,16 @@ def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:
     except MillstreamError as error:
         err.print(f"[red]{type(error).__name__}[/]: ", end="")
         err.print(str(error), markup=False, highlight=False)
+        if isinstance(error, BrokerUnavailable | StoreUnavailable | RegistryUnavailable):
+            err.print(_UNREACHABLE, markup=False, highlight=False)
         return _exit_code(error)
     return 0
+
+
+_UNREACHABLE = (
+    "What is up, and where it is looked for: `millstream stack status`; to start it: "
+    "`millstream stack up`; to use another: --bootstrap-servers, --registry-url, --redis-url"
+)
 
 
 def _exit_code(error: MillstreamError) -> int:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured, Refused
 
 if TYPE_CHECKING:
-    from features.rebuild import RebuildReport
+    from features.rebuild import Compared, RebuildReport
     from features.show import ShownUser
     from ingest.settings import Settings
 
@@ -22,10 +20,6 @@ if TYPE_CHECKING:
 features_app = typer.Typer(no_args_is_help=True, help="User rows: fold, look at, rebuild.")
 
 ARCHIVE_COMMANDS = "features.archive_cli"
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-_out = Console()
-_err = Console(stderr=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +49,7 @@ def run(
     if runner != "fnapi":
         raise Misconfigured(f"--runner {runner}: this build knows only fnapi")
     options = RunOptions(metrics_port=metrics_port, from_earliest=from_earliest, publish=publish)
-    run_job(context.obj, options, lambda text: _err.print(f"ready: {text}", highlight=False))
+    run_job(context.obj, options, lambda text: err.print(f"ready: {text}", highlight=False))
 
 
 @features_app.command("show")
@@ -71,10 +65,10 @@ def show(
     """
     from features.show import shown_user  # noqa: PLC0415
 
-    with _err.status("reading the row and the catalogue"):
+    with err.status("reading the row and the catalogue"):
         found = shown_user(context.obj, user)
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         _print_user(found)
     if not found.known:
@@ -102,12 +96,12 @@ def rebuild(
     settings: Settings = context.obj
     parts = rebuild_parts(settings)
     if user is not None:
-        with _err.status(f"folding the partition of {user} again"):
+        with err.status(f"folding the partition of {user} again"):
             changed = rebuilding.rebuild_user(parts, user)
         if as_json:
-            _print_json({"user": user, "changed": changed})
+            print_json({"user": user, "changed": changed})
         else:
-            _out.print("replaced" if changed else "was right", highlight=False)
+            out.print("replaced" if changed else "was right", highlight=False)
         return
     count = parts.log.partitions(parts.topic)
     if partition is not None and not 0 <= partition < count:
@@ -115,7 +109,7 @@ def rebuild(
     step = rebuilding.verify_partition if verify else rebuilding.rebuild_partition
     reports = []
     for number in range(count) if partition is None else [partition]:
-        with _err.status(f"folding partition {number} of {count} again"):
+        with err.status(f"folding partition {number} of {count} again"):
             reports.append(step(parts, number))
     report = rebuilding.RebuildReport(partitions=tuple(reports))
     _print_report(report, as_json)
@@ -137,48 +131,52 @@ def describe(as_json: Json = False) -> None:
 
     found = catalog.describe(CATALOG)
     if as_json:
-        _print_json({"fingerprint": CATALOG.fingerprint, "features": found})
+        print_json({"fingerprint": CATALOG.fingerprint, "features": found})
         return
-    table = Table(*found[0], title=f"feature set {CATALOG.fingerprint}")
-    for row in found:
-        table.add_row(*row.values())
-    _out.print(table)
+    out.print(f"feature set {CATALOG.fingerprint}", highlight=False)
+    print_table(tuple(found[0]), (tuple(row.values()) for row in found))
 
 
 def _print_user(user: ShownUser) -> None:
-    _out.print(
+    out.print(
         f"user {user.user}, partition {user.partition}, folded up to offset {user.next_offset}",
         highlight=False,
     )
     if not user.known:
-        _out.print("no row: nothing is known of this user", highlight=False)
+        out.print("no row: nothing is known of this user", highlight=False)
         return
-    _out.print(f"first seen {user.first_seen}, last seen {user.last_seen}", highlight=False)
-    counts = Table("event type", "24 hours", "30 days", title="events until last seen")
-    for count in user.counts:
-        counts.add_row(count.event_type, str(count.day), str(count.month))
-    history = Table("time", "type", "item", "value", title="last interactions, newest first")
-    for entry in user.history:
-        value = "" if entry.value is None else f"{entry.value:g}"
-        history.add_row(entry.time, entry.event_type, entry.title or entry.item, value)
-    _out.print(counts)
-    _out.print(history)
+    out.print(f"first seen {user.first_seen}, last seen {user.last_seen}", highlight=False)
+    out.print("\nevents until last seen")
+    print_table(
+        ("event type", "24 hours", "30 days"),
+        ((c.event_type, str(c.day), str(c.month)) for c in user.counts),
+    )
+    out.print("\nlast interactions, newest first")
+    print_table(
+        ("time", "type", "item", "value"),
+        (
+            (e.time, e.event_type, e.title or e.item, "" if e.value is None else f"{e.value:g}")
+            for e in user.history
+        ),
+    )
 
 
 def _print_report(report: RebuildReport, as_json: bool) -> None:
     if as_json:
-        _print_json({"ok": report.ok, "partitions": [asdict(p) for p in report.partitions]})
+        print_json({"ok": report.ok, "partitions": [asdict(p) for p in report.partitions]})
         return
-    table = Table("partition", "up to", "kind", "equal", "different", "missing", "extra")
-    for p in report.partitions:
-        for kind, c in (("rows", p.rows), ("partials", p.partials)):
-            numbers = (c.equal, c.different, c.missing, c.extra)
-            table.add_row(str(p.partition), str(p.offset), kind, *map(str, numbers))
-    _out.print(table)
+    print_table(
+        ("partition", "up to", "kind", "equal", "different", "missing", "extra"),
+        (
+            [str(v) for v in (p.partition, p.offset, kind, *_numbers(c))]
+            for p in report.partitions
+            for kind, c in (("rows", p.rows), ("partials", p.partials))
+        ),
+    )
     for p in report.partitions:
         for name in p.named:
-            _out.print(f"partition {p.partition}: {name}", highlight=False)
+            out.print(f"partition {p.partition}: {name}", highlight=False)
 
 
-def _print_json(found: Any) -> None:
-    print(json.dumps(found, indent=2))  # noqa: T201 - the command's output
+def _numbers(compared: Compared) -> tuple[int, int, int, int]:
+    return compared.equal, compared.different, compared.missing, compared.extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,8 @@ def run_job(settings: Settings, options: RunOptions, on_ready: Callable[[str], N
     Raises:
         MillstreamError: what ended the job.
     """
+    # Beam warns of Google's clients, which are not wanted here, each time it is loaded.
+    logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
     from features import pipeline  # noqa: PLC0415 - Beam takes seconds to load
 
     config = job_config(settings, from_earliest=options.from_earliest)

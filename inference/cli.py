@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ingest.settings import Settings
+from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured
 from schemas.events import Offset
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-_out = Console()
-_err = Console(stderr=True)
 
 release_app = typer.Typer(no_args_is_help=True, help="Which version of the model serves.")
 
@@ -74,10 +67,10 @@ def request(
 
     settings: Settings = context.obj
     asked = client.Question(user_id=user, k=k, after_offset=_offset(after_offset))
-    with _err.status("waiting for the answer"):
+    with err.status("waiting for the answer"):
         told = client.ask(replace(settings, timeout_s=timeout_s), asked)
     if as_json:
-        _print_json(
+        print_json(
             {
                 **asdict(told.answer),
                 "titles": {i.item_id: told.titles.get(i.item_id, "") for i in told.answer.items},
@@ -90,7 +83,7 @@ def request(
         (str(place), item.item_id, told.titles.get(item.item_id, ""), f"{item.score:.3f}")
         for place, item in enumerate(answer.items, 1)
     ]
-    _print_table(("", "item", "title", "score"), rows)
+    print_table(("", "item", "title", "score"), rows)
     told_by = f"{answer.model_name} version {answer.model_version}"
     notes = [
         answer.status.value,
@@ -100,7 +93,7 @@ def request(
         "stale" if answer.stale else "",
         f"{told.took_ms} ms",
     ]
-    _out.print(", ".join(note for note in notes if note), highlight=False)
+    out.print(", ".join(note for note in notes if note), highlight=False)
 
 
 @release_app.command("list")
@@ -114,7 +107,10 @@ def list_releases(context: typer.Context, as_json: Json = False) -> None:
 
     state = operator.state(context.obj)
     if as_json:
-        _print_json({"release": _plain(state.release), "versions": list(map(_plain, state.rows))})
+        print_json({"release": _plain(state.release), "versions": list(map(_plain, state.rows))})
+        return
+    if not state.rows and state.release is None:
+        err.print("no versions yet: `millstream train` makes one")
         return
     rows = [
         (
@@ -127,11 +123,9 @@ def list_releases(context: typer.Context, as_json: Json = False) -> None:
         )
         for row in state.rows
     ]
-    _print_table(("version", "role", "profile", "created", "metrics", ""), rows)
+    print_table(("version", "role", "profile", "created", "metrics", ""), rows)
     if state.release is not None:
-        _out.print(
-            f"generation {state.release.generation}: {state.release.reason}", highlight=False
-        )
+        out.print(f"generation {state.release.generation}: {state.release.reason}", highlight=False)
 
 
 @release_app.command()
@@ -179,9 +173,9 @@ def _offset(text: str | None) -> Offset | None:
 
 def _print_release(release: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(_plain(release))
+        print_json(_plain(release))
     else:
-        _out.print(
+        out.print(
             f"generation {release.generation}: stable {release.stable}, "
             f"previous {release.previous or 'none'}, canary {release.canary or 'none'}",
             highlight=False,
@@ -196,14 +190,3 @@ def _plain(value: Any) -> Any:
         name: field.hex() if isinstance(field, bytes) else field
         for name, field in asdict(value).items()
     }
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    _out.print(table)

@@ -44,6 +44,9 @@ def dead_letters_list(
     if as_json:
         print_json([_letter_json(one) for one in found])
         return
+    if not found:
+        err.print("no dead letters")
+        return
     print_table(
         ("reason", "origin", "detail"),
         ((one.reason, f"{one.topic}/{one.partition}/{one.offset}", one.detail) for one in found),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,11 +25,25 @@ CHECK_EVERY_S = 0.02
 
 
 class _LibraryLog:
-    """What librdkafka says, as structlog events. It speaks when the client is polled."""
+    """
+    What librdkafka says, as structlog events. It speaks when the client is polled.
+
+    A broker that is away makes it repeat itself many times a second: of sayings that differ in
+    numbers alone the 1st, 10th, 100th ... are passed on.
+    """
+
+    def __init__(self) -> None:
+        self._times: Counter[str] = Counter()
 
     def log(self, level: int, message: str, *args: object) -> None:
+        said = message % args
+        kind = re.sub(r"\d+", "", said.split("(after", maxsplit=1)[0])
+        self._times[kind] += 1
+        times = self._times[kind]
+        if str(times).strip("0") != "1":
+            return
         known = level if level in (10, 20, 30, 40, 50) else logging.WARNING
-        structlog.get_logger("kafka").log(known, "kafka.library", said=message % args)
+        structlog.get_logger("kafka").log(known, "kafka.library", said=said, times=times)
 
 
 def client_settings(bootstrap_servers: str, timeout_s: float) -> dict[str, Any]:

@@ -26,10 +26,19 @@ def parse_spec(features: FeatureSet) -> dict[str, Any]:
 
 
 def dataset(
-    files: Sequence[Path], features: FeatureSet, *, batch: int, readers: int = 2
+    files: Sequence[Path],
+    features: FeatureSet,
+    *,
+    batch: int,
+    readers: int = 2,
+    labelled: Sequence[int] = (),
 ) -> tf.data.Dataset:
     """
-    Batches of parsed examples by name, [batch] or [batch, length] each; the last may be smaller.
+    Batches of parsed examples by name, [batch] or [batch, length] each; some may be smaller.
+
+    Args:
+        labelled: only examples with a label of these event types; the others are dropped before
+            their features are parsed. Empty: all.
 
     Files are read in turn, `readers` at a time, in a fixed order. Compression goes by the name
     (`.gz`; tf.data reads no zstd).
@@ -47,6 +56,11 @@ def dataset(
         with tf.control_dependencies([same]):
             return {name: tf.identity(values) for name, values in found.items()}
 
+    def chosen(records: tf.Tensor) -> tf.Tensor:
+        labels = tf.io.parse_example(records, {LABELS: spec[LABELS]})[LABELS]
+        kept = tf.reduce_any(tf.gather(labels, list(labelled), axis=1) > 0, axis=1)
+        return tf.boolean_mask(records, kept)
+
     def opened(path: tf.Tensor) -> tf.data.Dataset:
         return tf.data.TFRecordDataset(path, compression_type="GZIP")
 
@@ -56,4 +70,7 @@ def dataset(
     records = paths.interleave(
         opened, cycle_length=readers, num_parallel_calls=readers, deterministic=True
     )
-    return records.batch(batch).map(parsed, num_parallel_calls=readers).prefetch(2)
+    batches = records.batch(batch)
+    if labelled:
+        batches = batches.map(chosen, num_parallel_calls=readers)
+    return batches.map(parsed, num_parallel_calls=readers).prefetch(2)

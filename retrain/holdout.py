@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures, UserFeatures
 from features.declare import FeatureSet
-from features.examples import Examples
+from features.examples import Examples, ExampleSource, take
 from features.hashing import hash_ids
 from retrain.report import HoldoutFacts
 from retrain.roles import history_items
@@ -62,6 +62,17 @@ class Holdout:
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+def fair(examples: Examples, least: int) -> Examples:
+    """
+    Examples that judge every model alike: choices made without a list of ours, if enough.
+
+    A choice from a list can only be an item that the serving model put there; on such choices the
+    champion is judged by its own proposals, and a challenger by the champion's.
+    """
+    alone = np.flatnonzero([source == ExampleSource.HISTORY for source in examples.source])
+    return take(examples, alone) if len(alone) >= least else examples
 
 
 def hold_out(

@@ -36,7 +36,7 @@ from retrain.assessment import (
     popular,
 )
 from retrain.gate import DEMO_GATE, GatePolicy, Refuse, judge
-from retrain.holdout import EvaluationPolicy, hold_out
+from retrain.holdout import EvaluationPolicy, fair, hold_out
 from retrain.order import JobOrder, JobResult, Status
 from retrain.publish import JOB_KEY, publish, published_by, write_metrics
 from retrain.recipe import DEMO_TRAIN, TrainPolicy
@@ -240,7 +240,7 @@ class _Job:
         known = popular(examples, parts.train)
         try:
             holdout = hold_out(
-                take(examples, parts.holdout),
+                fair(take(examples, parts.holdout), shop.policy.gate.least_requests),
                 shop.features,
                 shop.policy.evaluation,
                 head=known.head,

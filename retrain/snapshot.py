@@ -16,11 +16,11 @@ import numpy as np
 
 from features import archive
 from features.assemble import ItemFeatures, UserFeatures
+from features.catalog import TARGETS
 from features.declare import Array, FeatureSet, Level
 from features.example_bytes import LABELS, NUMBERS, TEXTS
 from features.examples import LABELS as LABEL_COUNT
 from features.examples import Examples, concat, take
-from retrain.split import is_positive
 from schemas.errors import Refused
 
 KINDS = ("examples", "history")  # the label join's, and the backfill's
@@ -107,7 +107,10 @@ def read(
     snapshot: Snapshot, features: FeatureSet, *, from_ms: int, until_ms: int, most: int
 ) -> Examples:
     """
-    The newest `most` examples with event time in [from_ms, until_ms), in order of time.
+    The newest `most` choices with event time in [from_ms, until_ms), in order of time.
+
+    What was shown and not chosen is left out: the softmax over the whole catalogue needs no
+    negatives, and there are ten times as many.
 
     Raises:
         Refused: a record does not parse under the feature set.
@@ -117,7 +120,11 @@ def read(
     parts = []
     paths = [snapshot.root / file.path for file in snapshot.files]
     try:
-        for batch in dataset(paths, features, batch=_BATCH).as_numpy_iterator():
+        for batch in dataset(
+            paths, features, batch=_BATCH, labelled=[int(t) for t in TARGETS]
+        ).as_numpy_iterator():
+            if not len(batch["event_time"]):
+                continue
             part = _examples(batch, features)
             inside = (part.event_time >= from_ms) & (part.event_time < until_ms)
             if inside.any():
@@ -137,10 +144,8 @@ def problems(
 ) -> Iterator[str]:
     """What is wrong with the examples; nothing when they can be learned from."""
     if not len(examples):
-        yield "no examples in the range of time"
+        yield "nobody chose anything in the range of time, or the labels are missing"
         return
-    if not is_positive(examples.labels).any():
-        yield "nobody chose anything: labels are missing"
     if (examples.labels < 0).any() or (examples.labels > policy.most_events).any():
         yield f"labels outside 0 .. {policy.most_events}"
     if int(examples.event_time.min()) <= 0 or int(examples.event_time.max()) > until_ms:

@@ -144,7 +144,7 @@ def problems(
 ) -> Iterator[str]:
     """What is wrong with the examples; nothing when they can be learned from."""
     if not len(examples):
-        yield "nobody chose anything in the range of time, or the labels are missing"
+        yield "nobody chose anything in the range of time: labels are missing"
         return
     if (examples.labels < 0).any() or (examples.labels > policy.most_events).any():
         yield f"labels outside 0 .. {policy.most_events}"

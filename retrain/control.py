@@ -60,8 +60,8 @@ BATCH_RECORDS = 5_000
 class Trainer(Protocol):
     """Runs one training at a time. Starting the same key again must not double its effect."""
 
-    def start(self, trigger: RetrainTrigger) -> None:
-        """Begin, or take up again after a crash."""
+    def start(self, trigger: RetrainTrigger, champion: int) -> None:
+        """Begin, or take up again after a crash; `champion` is the version to beat."""
 
     def outcome(self, key: str) -> Outcome | None:
         """How the training of this key ended; None while it runs."""
@@ -263,7 +263,7 @@ class Controller:
             return Rejected(reasons=("the order of this training is not on the log",))
         if self._started != self._order.idempotency_key:
             self._started = self._order.idempotency_key
-            self._wiring.trainer.start(self._order)
+            self._wiring.trainer.start(self._order, self._release.stable if self._release else 0)
         return self._wiring.trainer.outcome(self._order.idempotency_key)
 
     def _act(self, action: Action) -> None:

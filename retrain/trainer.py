@@ -41,9 +41,9 @@ class ProcessTrainer:
         self._settings = settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, trigger: RetrainTrigger) -> None:
+    def start(self, trigger: RetrainTrigger, champion: int) -> None:
         """Start the job of a trigger, unless it is done or under way."""
-        self.order(order_of(trigger))
+        self.order(order_of(trigger, champion))
 
     def order(self, order: JobOrder) -> None:
         """As `start`, for an order."""

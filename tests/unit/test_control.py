@@ -47,7 +47,8 @@ class ScriptedTrainer:
         self.started: list[RetrainTrigger] = []
         self.quarantined: list[int] = []
 
-    def start(self, trigger: RetrainTrigger) -> None:
+    def start(self, trigger: RetrainTrigger, champion: int) -> None:
+        assert champion == 1, "the version that serves"
         self.started.append(trigger)
 
     def outcome(self, key: str) -> Outcome | None:

@@ -34,10 +34,11 @@ PRODUCTION: Final = Profile(name="production")
 DEMO: Final = Profile(
     name="demo",
     monitor=MonitorPolicy(
-        window_ms=4_000,
+        window_ms=3_000,
         maturity_ms=4_000,
         lateness_ms=1_000,
-        reference_windows=12,
+        settle_windows=8,
+        reference_windows=10,
         detector=DetectorPolicy(warn=20.0, act=100.0, least_effective=60.0),
         quality=QualityPolicy(least_answers=30),
         sample_rows=2_000,

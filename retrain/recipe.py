@@ -78,7 +78,8 @@ class TrainPolicy:
 # Minutes of traffic after a change stand against months of replayed history: they must weigh more.
 DEMO_TRAIN = TrainPolicy(
     network=DEMO_NETWORK,
-    holdout_share=0.2,
+    epochs=2,
+    holdout_share=0.1,
     recent_weight=10.0,
     embargo_ms=5_000,
     least_positives=500,

@@ -30,6 +30,7 @@ from schemas.registry import Registry
 PREFIX = "movielens-"
 TICK_S = 0.1
 FLUSH_S = 10.0
+PATIENCE_S = 2.0  # a user without an answer goes on after this
 BEFORE_MS = 1_000  # a request comes this long before what the user did next
 
 
@@ -44,7 +45,12 @@ class Asked:
 
 
 class MovieLensTraffic:
-    """Sends one part of the data set within a given time. `answered` may come from a thread."""
+    """
+    Sends one part of the data set within a given time. `answered` may come from a thread.
+
+    A user acts only after having seen the answer (or after PATIENCE_S): otherwise the row that the
+    answer is made from would hold what the answer should foretell.
+    """
 
     def __init__(
         self,
@@ -62,7 +68,9 @@ class MovieLensTraffic:
         self._popular = Popularity()
         self._seen: dict[str, set[str]] = defaultdict(set)
         self._newest: dict[str, Offset] = {}
-        self._asked: dict[str, Asked] = {}
+        self._due: dict[str, list[UserEvent]] = {}  # by user, what they will do next
+        self._looking: dict[str, str] = {}  # user -> request that they wait for
+        self._asked: dict[str, Asked] = {}  # by request id
         self._lock = Lock()
         self.scores = Scores()
         self.latencies_s: list[float] = []
@@ -88,13 +96,13 @@ class MovieLensTraffic:
         """
         rows = len(self._dataset) - first_row
         start_s, done = self._clock.monotonic_s(), 0
-        while done < rows:
+        while done < rows or self._due:
             passed = self._clock.monotonic_s() - start_s + TICK_S
             due = min(rows, round(rows * passed / duration_s))
-            if due > done:
-                tick = list(self._events_of(first_row + done, first_row + due))
-                self._send(tick, on_sent)
-                done = due
+            for event in self._events_of(first_row + done, first_row + due):
+                self._due.setdefault(event.user_id, []).append(event)
+            done = due
+            self._turn(on_sent)
             yield done
             self._clock.sleep(start_s + passed - self._clock.monotonic_s())
 
@@ -114,23 +122,32 @@ class MovieLensTraffic:
         """Requests without an answer yet."""
         return len(self._asked)
 
-    def _send(self, tick: Sequence[UserEvent], on_sent: Callable[[Delivered, float], None]) -> None:
-        asked: set[str] = set()
-        for event in tick:
-            if event.event_type == EventType.RATING and event.user_id not in asked:
-                asked.add(event.user_id)
-                self._ask(event)
+    def _turn(self, on_sent: Callable[[Delivered, float], None]) -> None:
+        """Users with something to do ask first; those who have their answer do it."""
         last: list[Delivered] = []
         sent_s = self._clock.monotonic_s()
-        for event in tick:
-            self._produce(event, last)
-            self._remember(event)
+        for user in list(self._due):
+            request = self._looking.get(user)
+            if request is None:
+                self._ask(self._due[user])
+            elif self._may_act(request, sent_s):
+                for event in self._due.pop(user):
+                    self._produce(event, last)
+                    self._remember(event)
+                    self.events += 1
+                del self._looking[user]
         self._producer.flush(FLUSH_S)
-        self.events += len(tick)
         if last:
             on_sent(last[-1], sent_s)
 
-    def _ask(self, event: UserEvent) -> None:
+    def _may_act(self, request: str, now_s: float) -> bool:
+        with self._lock:
+            asked = self._asked.get(request)
+        return asked is None or now_s - asked.sent_s > PATIENCE_S
+
+    def _ask(self, due: Sequence[UserEvent]) -> None:
+        """Ask for what the user does next; static attributes are no doing."""
+        event = next((e for e in due if e.event_type == EventType.RATING), due[0])
         user, wanted = event.user_id, event.item_id or ""
         request = RecommendationRequest(
             request_id=f"{PREFIX}{event.event_id}",
@@ -145,6 +162,7 @@ class MovieLensTraffic:
             self._asked[request.request_id] = Asked(
                 user, wanted, popular, self._clock.monotonic_s()
             )
+        self._looking[user] = request.request_id
         self._producer.send(
             Outgoing(
                 topic=self._topics.requests,

@@ -48,6 +48,7 @@ class MonitorPolicy:
     window_ms: int = 3_600_000
     maturity_ms: int = 3_600_000  # age at which a list's labels are counted
     lateness_ms: int = 300_000
+    settle_windows: int = 24  # the first ones under a new model: they count for nothing
     reference_windows: int = 28 * 24
     detector: DetectorPolicy = field(default_factory=DetectorPolicy)
     quality: QualityPolicy = field(default_factory=QualityPolicy)
@@ -129,6 +130,7 @@ class Monitor:
         self.phase = Phase.WARMING
         self.reference: Reference | None = None
         self._version = version
+        self._settling = self.policy.settle_windows
         self._raw: list[Observations] = []  # until bins are chosen
         self._binnings: tuple[Binning, ...] = ()
         self._counts: list[Counts] = []  # of the reference's windows
@@ -144,7 +146,8 @@ class Monitor:
         """Windows until the reference freezes; 0 once it has."""
         if self.reference is not None:
             return 0
-        return self.policy.reference_windows - len(self._raw) - len(self._counts)
+        seen = len(self._raw) + len(self._counts)
+        return self._settling + self.policy.reference_windows - seen
 
     def window(self, start_ms: int, seen: Observations) -> WindowVerdict:
         """Decide one window. Call once a window, in order; empty windows included."""
@@ -172,6 +175,9 @@ class Monitor:
         return self._verdict(start_ms, seen, comparison, found)
 
     def _warm(self, seen: Observations) -> None:
+        if self._settling:
+            self._settling -= 1
+            return
         if self._binnings:
             self._counts.append(_counted(seen, self._binnings))
         else:

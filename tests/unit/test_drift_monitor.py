@@ -1,5 +1,7 @@
 """The drift monitor: quiet without change, quick with one, deaf to broken data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ POLICY = MonitorPolicy(
     window_ms=5_000,
     maturity_ms=5_000,
     lateness_ms=1_000,
+    settle_windows=0,
     reference_windows=10,
     detector=DetectorPolicy(warn=20, act=50),
 )
@@ -263,3 +266,17 @@ def test_reading_order_between_topics_does_not_matter() -> None:
         return next(iter(cohorts.ripe()))[1].clicked.tolist()
 
     assert observed(True) == observed(False) == [False, True]
+
+
+def test_the_first_windows_under_a_model_count_for_nothing() -> None:
+    settling = replace(POLICY, settle_windows=3)
+    rng, watcher = np.random.default_rng(0), Monitor(monitor().streams[:-1], settling)
+    togo = []
+    for w in range(13):
+        togo.append(watcher.windows_to_go)
+        # While it settles nobody clicks: a reference with that in it would see nothing later.
+        watcher.window(w * 5_000, observations(rng, click_rate=0.0 if w < 3 else 0.3))
+    assert togo == list(range(13, 0, -1))
+    assert watcher.reference is not None
+    assert watcher.reference.windows == 10
+    assert watcher.reference.click_rate > 0.2

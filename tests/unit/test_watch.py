@@ -39,6 +39,7 @@ POLICY = MonitorPolicy(
     window_ms=WINDOW_MS,
     maturity_ms=WINDOW_MS,
     lateness_ms=WINDOW_MS,
+    settle_windows=0,
     reference_windows=REFERENCE,
     detector=DetectorPolicy(warn=20, act=50),
 )

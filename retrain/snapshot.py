@@ -212,7 +212,7 @@ def _examples(batch: Mapping[str, Array], features: FeatureSet) -> Examples:
 
 def _packed(batch: Mapping[str, Array], features: FeatureSet, level: Level, dtype: str) -> Array:
     n = len(batch["event_time"])
-    columns = [batch[f.name].reshape(n, -1) for f in features.of(level, dtype)]
+    columns = [batch[f.name].reshape(n, f.length) for f in features.of(level, dtype)]
     return np.concatenate([np.zeros((n, 0), dtype), *columns], axis=1)
 
 

@@ -210,7 +210,9 @@ class Controller:
 
     def _read_events(self, batch: RecordBatch) -> None:
         frame = self._events.read(batch.values, EVENT_COLUMNS).frame
-        self._progress.positives(positives_of(frame, self._campaign.targets))
+        self._progress.positives(
+            positives_of(frame, self._campaign.targets, self._campaign.surface)
+        )
 
     def _on_surface(self, surfaces: list[str | None]) -> list[bool]:
         wanted = self._campaign.surface

@@ -29,7 +29,7 @@ ANSWER_COLUMNS = (
     "shadow",
     "surface",
 )
-EVENT_COLUMNS = ("event_time", "event_type", "request_id")
+EVENT_COLUMNS = ("event_time", "event_type", "surface")
 
 LATENCIES = 2_000  # of the champion, kept to know its p99
 
@@ -120,8 +120,11 @@ class Arms:
         )
 
 
-def positives_of(frame: pl.DataFrame, targets: tuple[EventType, ...]) -> NDArray[np.int64]:
-    """Event times of positive reactions to a list, from decoded events (EVENT_COLUMNS)."""
-    return frame.filter(
-        pl.col("request_id").is_not_null() & pl.col("event_type").is_in([int(t) for t in targets])
-    )["event_time"].to_numpy()
+def positives_of(
+    frame: pl.DataFrame, targets: tuple[EventType, ...], surface: str
+) -> NDArray[np.int64]:
+    """Event times of positive events on a surface (empty: on all), from decoded EVENT_COLUMNS."""
+    wanted = pl.col("event_type").is_in([int(t) for t in targets])
+    if surface:
+        wanted &= pl.col("surface") == surface
+    return frame.filter(wanted)["event_time"].to_numpy()

@@ -37,8 +37,8 @@ DEMO: Final = Profile(
         window_ms=3_000,
         maturity_ms=4_000,
         lateness_ms=1_000,
-        settle_windows=8,
-        reference_windows=10,
+        settle_windows=12,
+        reference_windows=8,
         detector=DetectorPolicy(warn=20.0, act=100.0, least_effective=60.0),
         quality=QualityPolicy(least_answers=30),
         sample_rows=2_000,
@@ -47,8 +47,8 @@ DEMO: Final = Profile(
     trigger=TriggerPolicy(
         cooldown_ms=60_000,
         budget_window_ms=3_600_000,
-        least_lists=1_000,
-        least_positives=150,
+        least_lists=800,
+        least_positives=1_200,
         lookback_ms=400 * 24 * 3_600_000,  # the replayed data set's whole span
     ),
     rollout=RolloutPolicy(

@@ -80,7 +80,8 @@ DEMO_TRAIN = TrainPolicy(
     network=DEMO_NETWORK,
     epochs=2,
     holdout_share=0.1,
-    recent_weight=10.0,
+    recent_share=0.25,
+    recent_weight=20.0,
     embargo_ms=5_000,
     least_positives=500,
 )

@@ -22,7 +22,7 @@ class TriggerPolicy:
     budget_window_ms: int = 7 * 24 * 3_600_000
     budget: int = 4  # drift-triggered trainings in the budget's window
     least_lists: int = 200_000  # matured lists after the change
-    least_positives: int = 5_000  # of which somebody clicked
+    least_positives: int = 5_000  # positive events after the change, from lists or without
     lookback_ms: int = 28 * 24 * 3_600_000  # history that a training also sees
 
 
@@ -111,7 +111,9 @@ def _missing(seen: Seen, policy: TriggerPolicy) -> str:
     if seen.lists_since_change < policy.least_lists:
         return f"{seen.lists_since_change} of {policy.least_lists} lists since the change"
     if seen.positives_since_change < policy.least_positives:
-        return f"{seen.positives_since_change} of {policy.least_positives} clicks since the change"
+        return (
+            f"{seen.positives_since_change} of {policy.least_positives} positives since the change"
+        )
     return ""
 
 

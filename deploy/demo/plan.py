@@ -11,12 +11,12 @@ class DemoPlan:
 
     partitions: int = 4
     history: float = 0.8  # share of MovieLens' events that bootstraps features, archive and model
-    replay_s: float = 40.0  # for the rest, in event-time order
-    shoppers: int = 600
-    sessions_per_hour: float = 100.0  # of one shopper
-    catalogue: int = 1_200  # items of the shop
-    flip_at_s: float = 74.0  # after the shoppers' arrival: the reference is frozen by then
-    after_release_s: float = 12.0  # traffic on the new model before the end
+    replay_s: float = 30.0  # for the rest, in event-time order
+    shoppers: int = 200
+    sessions_per_hour: float = 300.0  # of one shopper
+    catalogue: int = 800  # items of the shop
+    flip_at_s: float = 78.0  # after the shoppers' arrival: the reference is frozen by then
+    after_release_s: float = 10.0  # traffic on the new model before the end
     limit_s: float = 360.0  # of the whole run
     alert_windows: int = 8  # an ACT alert must come at most so many windows after the flip
 

@@ -39,7 +39,7 @@ def test_an_incident_holds_even_an_operator() -> None:
     [
         ({"alarm": None}, "no alarm"),
         ({"lists_since_change": 9}, "9 of 10 lists since the change"),
-        ({"positives_since_change": 2}, "2 of 3 clicks since the change"),
+        ({"positives_since_change": 2}, "2 of 3 positives since the change"),
         ({"trained_at_ms": (59_500,)}, "cooling down for 0 s"),
         ({"trained_at_ms": (58_500,), "rejected_in_row": 2}, "cooling down for 2 s"),
         ({"trained_at_ms": (1_000, 2_000)}, "budget used: 2 of 2 trainings"),

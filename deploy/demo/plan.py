@@ -12,7 +12,7 @@ class DemoPlan:
     partitions: int = 4
     history: float = 0.8  # share of MovieLens' events that bootstraps features, archive and model
     replay_s: float = 30.0  # for the rest, in event-time order
-    shoppers: int = 200
+    shoppers: int = 400
     sessions_per_hour: float = 300.0  # of one shopper
     catalogue: int = 800  # items of the shop
     flip_at_s: float = 78.0  # after the shoppers' arrival: the reference is frozen by then

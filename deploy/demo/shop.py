@@ -28,7 +28,7 @@ class ShopPast:
     shoppers: int
     catalogue: int  # items
     hours: float = 1.0
-    sessions_per_hour: float = 24.0  # of one shopper
+    sessions_per_hour: float = 12.0  # of one shopper
 
 
 def send_past(

@@ -39,7 +39,7 @@ DEMO: Final = Profile(
         lateness_ms=1_000,
         settle_windows=12,
         reference_windows=8,
-        detector=DetectorPolicy(warn=20.0, act=100.0, least_effective=60.0),
+        detector=DetectorPolicy(warn=100.0, act=1_000.0, least_effective=60.0),
         quality=QualityPolicy(least_answers=30),
         sample_rows=2_000,
         clear_windows=4,

@@ -168,10 +168,14 @@ class Monitor:
             self._pending = merged
         else:
             self._pending = None
-            before = self._mean(self._act)
+            before, alarmed = self._mean(self._act), self.phase == Phase.ALARMED
             self._decide(comparison, self.reference.base.stable)
             # The evidence of a window that tells nothing is below 1: the change began after it.
             self._since_ms = start_ms if before < 1 else self._since_ms
+            if self.phase == Phase.ALARMED and not alarmed:
+                # A slow wander may have begun long ago; what raised the alarm is these windows.
+                span_ms = self.policy.detector.act_windows * self.policy.window_ms
+                self._since_ms = max(self._since_ms, start_ms - span_ms)
         return self._verdict(start_ms, seen, comparison, found)
 
     def _warm(self, seen: Observations) -> None:

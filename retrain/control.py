@@ -9,7 +9,7 @@ and a restart goes on where the log says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
@@ -20,6 +20,7 @@ from inference.release import appended, signed
 from inference.signature import SigningKey
 from ingest.clock import Clock
 from ingest.log import Log, Outgoing, RecordBatch, Source, TopicPartition, TransactionalProducer
+from ingest.reading import until_end
 from ingest.topics import Topics
 from retrain.campaign import (
     Action,
@@ -307,22 +308,3 @@ class Controller:
             if value is not None:
                 producer.send(Outgoing(topic=topic, key=key, value=value))
         producer.commit({}, None)
-
-
-def until_end(log: Log, source: Source, topics: Iterable[str]) -> Iterable[RecordBatch]:
-    """Every batch of some topics from their first offset to their present end."""
-    starts, ends = {}, {}
-    for topic in topics:
-        for p, (start, end) in log.bounds(topic).items():
-            if end > start:
-                starts[TopicPartition(topic, p)] = start
-                ends[TopicPartition(topic, p)] = end
-    source.assign(starts)
-    while ends:
-        batch = source.poll(1_000, POLL_S)
-        if batch is None:
-            continue
-        yield batch
-        place = TopicPartition(batch.topic, batch.partition)
-        if batch.next_offset >= ends.get(place, 0):
-            ends.pop(place, None)

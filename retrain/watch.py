@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Event
-from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -19,6 +18,7 @@ from features.declare import FeatureSet
 from ingest.clock import Clock
 from ingest.log import Log, Outgoing, Producer, RecordBatch, Source, TopicPartition
 from ingest.placement import partitions_of
+from ingest.reading import until_end
 from ingest.topics import Topics
 from retrain.drift.alerts import Origin, alerts_of
 from retrain.drift.cohorts import Answers, Cohorts, Reactions
@@ -34,8 +34,6 @@ from schemas.codec import Codec
 from schemas.columns import ColumnReader
 from schemas.events import DriftAlert, EventType, Recommendation, UserEvent
 from schemas.registry import Registry
-
-T = TypeVar("T")
 
 logger = structlog.get_logger()
 
@@ -169,23 +167,8 @@ class Watch:
             self._wiring.producer.flush(FLUSH_S)
 
     def _already_published(self) -> Iterator[str]:
-        for alert in read_all(
-            self._wiring.log, self._wiring.alerts, self._wiring.topics.drift_alerts, self._codec
-        ):
-            yield alert.alert_id
-
-
-def read_all(log: Log, source: Source, topic: str, codec: Codec[T]) -> Iterator[T]:
-    """Every record of a topic from its first offset to its present end."""
-    bounds = log.bounds(topic)
-    ends = {p: end for p, (first, end) in bounds.items() if end > first}
-    source.assign({TopicPartition(topic, p): bounds[p][0] for p in ends})
-    while ends:
-        batch = source.poll(1_000, POLL_S)
-        if batch is None:
-            continue
-        for value in batch.values:
-            if value is not None:
-                yield codec.decode(value)
-        if batch.next_offset >= ends.get(batch.partition, 0):
-            ends.pop(batch.partition, None)
+        topic = self._wiring.topics.drift_alerts
+        for batch in until_end(self._wiring.log, self._wiring.alerts, [topic]):
+            for value in batch.values:
+                if value is not None:
+                    yield self._codec.decode(value).alert_id

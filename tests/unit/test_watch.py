@@ -13,11 +13,12 @@ from ingest.clock import Clock, ManualClock
 from ingest.log import Outgoing
 from ingest.memory import MemoryLog, MemoryProducer, MemorySource
 from ingest.placement import partition_of
+from ingest.reading import until_end
 from ingest.topics import Topics, topic_specs
 from retrain.drift.alerts import ACT, Origin
 from retrain.drift.detector import DetectorPolicy
 from retrain.drift.monitor import MonitorPolicy, Phase, WindowVerdict
-from retrain.watch import Watch, Wiring, read_all
+from retrain.watch import Watch, Wiring
 from schemas.codec import Codec
 from schemas.events import (
     Arm,
@@ -181,7 +182,8 @@ class World:
         return found
 
     def published(self) -> list[DriftAlert]:
-        return list(read_all(self.log, MemorySource(self.log), TOPICS.drift_alerts, self.alerts))
+        batches = until_end(self.log, MemorySource(self.log), [TOPICS.drift_alerts])
+        return [self.alerts.decode(value) for batch in batches for value in batch.values]
 
 
 @pytest.fixture

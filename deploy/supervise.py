@@ -256,14 +256,29 @@ class Supervisor:
 
     def start(self, service: Service, policy: RestartPolicy = NEVER) -> Child:
         """Start `service` and return when it answers."""
+        child = self.begin(service, policy)
+        self.wait(service.name)
+        return child
+
+    def begin(self, service: Service, policy: RestartPolicy = NEVER) -> Child:
+        """Start `service`; `wait` for it later."""
         child = start(service, tied=True)
         self._running[service.name] = _Supervised(service, policy, child)
-        try:
-            wait_ready(service, child, self._clock)
-        except BaseException:
-            self.stop(service.name)
-            raise
         return child
+
+    def wait(self, name: str) -> None:
+        """
+        Return when a service that was begun answers.
+
+        Raises:
+            ProcessFailed: it ended, or did not answer in time; then it is stopped.
+        """
+        one = self._running[name]
+        try:
+            wait_ready(one.service, one.child, self._clock)
+        except BaseException:
+            self.stop(name)
+            raise
 
     def run(self, service: Service) -> None:
         """

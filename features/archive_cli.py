@@ -187,9 +187,9 @@ def _join_policy(
 
 
 def _source(settings: Settings) -> KafkaSource:
-    from ingest.kafka import KafkaSource
+    from ingest.kafka import GATHERED, KafkaSource
 
-    return KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)
+    return KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s, options=GATHERED)
 
 
 def _numbers(text: str) -> list[int] | None:

@@ -25,8 +25,9 @@ from schemas.columns import ColumnReader
 from schemas.events import DeadLetter, ItemFeatures, UserEvent
 from schemas.registry import RemoteRegistry
 
-# An answer to a fetch waits for more data at most this long: freshness of a quiet topic.
-FETCH_OPTIONS = {"fetch.wait.max.ms": 20}
+# An answer to a fetch waits at most this long for this much: the freshness of a quiet topic against
+# folding a few events at a time.
+FETCH_OPTIONS = {"fetch.min.bytes": 4_096, "fetch.wait.max.ms": 20}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

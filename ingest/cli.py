@@ -105,6 +105,8 @@ def simulate(
     minutes: Annotated[float, typer.Option(min=0, help="How long.")] = 5.0,
     sessions_per_hour: Annotated[float, typer.Option(help="Of one shopper.")] = 30.0,
     day_s: Annotated[float, typer.Option(help="Seconds that a day of shoppers lasts.")] = 86_400.0,
+    rhythm: Annotated[float, typer.Option(min=0, max=1, help="0: the same at all hours.")] = 0.6,
+    click: Annotated[float, typer.Option(min=0, max=1, help="Of a perfect item in front.")] = 0.7,
     flip_at: Annotated[float | None, typer.Option(help="Tastes flip after so many s.")] = None,
     catalogue_at: Annotated[
         float | None, typer.Option(help="A new catalogue after so many s.")
@@ -134,6 +136,8 @@ def simulate(
             world=WorldPolicy(shoppers=shoppers, items=catalogue, seed=seed),
             sessions_per_hour=sessions_per_hour,
             day_s=day_s,
+            rhythm=rhythm,
+            click=click,
             script=script,
         )
     except ValueError as error:

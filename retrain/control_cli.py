@@ -61,6 +61,7 @@ def control(
     from inference.signature import load_key  # noqa: PLC0415
     from ingest.clock import SystemClock  # noqa: PLC0415
     from ingest.kafka import (  # noqa: PLC0415
+        GATHERED,
         KafkaLog,
         KafkaSource,
         KafkaTransactionalProducer,
@@ -86,7 +87,7 @@ def control(
     name = f"{settings.topic_prefix}control-{settings.model_name}"
     with (
         _stopping() as stop,
-        closing(KafkaSource(servers, timeout_s=timeout_s)) as source,
+        closing(KafkaSource(servers, timeout_s=timeout_s, options=GATHERED)) as source,
         closing(KafkaTransactionalProducer(servers, name, timeout_s=timeout_s)) as producer,
         closing(ProcessTrainer(settings)) as trainer,
     ):
@@ -113,7 +114,7 @@ def _tell_action(action: Action) -> None:
 def _watch(settings: Settings, surface: str) -> Iterator[Watch]:
     from features.catalog import CATALOG, TARGETS  # noqa: PLC0415 - keeps --help quick
     from ingest.clock import SystemClock  # noqa: PLC0415
-    from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource  # noqa: PLC0415
+    from ingest.kafka import GATHERED, KafkaLog, KafkaProducer, KafkaSource  # noqa: PLC0415
     from ingest.topics import Topics  # noqa: PLC0415
     from retrain.drift.alerts import Origin  # noqa: PLC0415
     from retrain.profile import profile_of  # noqa: PLC0415
@@ -122,7 +123,7 @@ def _watch(settings: Settings, surface: str) -> Iterator[Watch]:
 
     servers, timeout_s = settings.bootstrap_servers, settings.timeout_s
     with (
-        closing(KafkaSource(servers, timeout_s=timeout_s)) as source,
+        closing(KafkaSource(servers, timeout_s=timeout_s, options=GATHERED)) as source,
         closing(KafkaSource(servers, timeout_s=timeout_s)) as alerts,
         closing(KafkaProducer(servers, timeout_s=timeout_s)) as producer,
     ):
@@ -155,7 +156,8 @@ def _printer(watch: Watch, *, as_json: bool) -> Callable[[WindowVerdict], None]:
         _out.print(
             f"{verdict.phase:<9}{togo} version {verdict.version}, {verdict.size} answers, "
             f"clicked {verdict.click_rate:.3f} (reference {verdict.reference_click_rate:.3f}), "
-            f"evidence {verdict.evidence:.1f} {verdict.subject}{faults}",
+            f"evidence to act {verdict.evidence:.1f}, to warn {verdict.warning:.1f} "
+            f"{verdict.subject}{faults}",
             highlight=False,
         )
 
@@ -171,6 +173,7 @@ def _described(verdict: WindowVerdict, windows_to_go: int) -> dict[str, Any]:
         "version": verdict.version,
         "answers": verdict.size,
         "evidence": verdict.evidence,
+        "warning": verdict.warning,
         "subject": verdict.subject,
         "click_rate": verdict.click_rate,
         "reference_click_rate": verdict.reference_click_rate,

@@ -30,7 +30,7 @@ class NetworkPolicy:
 
 
 # A sixth of the time of the default on 2 cores, the same hit rate on MovieLens 100K (.220, .222).
-DEMO_NETWORK = NetworkPolicy(width=48, blocks=1)
+DEMO_NETWORK = NetworkPolicy(width=48, blocks=1, content_buckets=1024, attribute_buckets=256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,8 @@ class TrainPolicy:
     """How the network is trained and on what."""
 
     network: NetworkPolicy = field(default_factory=NetworkPolicy)
-    epochs: int = 3
+    epochs: int = 3  # at least
+    least_steps: int = 0  # of the optimizer: little data takes more epochs
     batch: int = 512
     learning_rate: float = 3e-3
     clip_norm: float = 1.0
@@ -58,6 +59,7 @@ class TrainPolicy:
     most_examples: int = 2_000_000  # the newest: 1 kB of memory each
     recent_share: float = 0.4  # of the choices since that change, held out instead
     recent_weight: float = 2.0  # of examples after the change that the training answers
+    replay_most: int = 2_000_000  # of the choices before that change: a sample is learned again
     label_weights: tuple[LabelWeight, ...] = (
         LabelWeight(event_type=EventType.LIKE, weight=2.0),
         LabelWeight(event_type=EventType.SHARE, weight=2.0),
@@ -74,14 +76,28 @@ class TrainPolicy:
         if self.epochs < 1 or self.batch < 1:
             raise ValueError(f"epochs {self.epochs} and batch {self.batch} must be at least 1")
 
+    def epochs_of(self, choices: int) -> int:
+        """
+        Passes over so many choices.
+
+        >>> TrainPolicy(epochs=1, least_steps=150, batch=256).epochs_of(21_000)
+        2
+        """
+        return max(self.epochs, -(-self.least_steps // max(1, choices // self.batch)))
+
 
 # Minutes of traffic after a change stand against months of replayed history: they must weigh more.
+# One pass in small batches learns what two passes in batches of 512 do (NDCG@10 .060 and .062 on
+# the last fifth of MovieLens 100K) in half the time.
 DEMO_TRAIN = TrainPolicy(
     network=DEMO_NETWORK,
-    epochs=2,
+    epochs=1,
+    least_steps=150,
+    batch=256,
     holdout_share=0.1,
     recent_share=0.25,
-    recent_weight=20.0,
+    recent_weight=40.0,
+    replay_most=20_000,
     embargo_ms=5_000,
     least_positives=500,
 )

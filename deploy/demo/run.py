@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from deploy.demo.movielens import MovieLensTraffic
 from deploy.demo.observe import Freshness, Observer, Seen, WindowLog
@@ -33,6 +33,13 @@ T = TypeVar("T")
 ROOT = Path("out/demo")
 WAIT_S = 60.0
 TICK_S = 0.25
+# Workers that need no model: they start while the first one is trained.
+BESIDE: Final = {
+    "join": ("features", "join", "--rotate-s", "2"),
+    "archive": ("features", "archive", "--rotate-s", "10"),
+    "monitor": ("monitor", "--surface", SURFACE, "--json"),
+    "control": ("control", "--surface", SURFACE),
+}
 
 
 @dataclass(slots=True)
@@ -135,6 +142,8 @@ class Demo:
         _, shop_events = send_past(past, cut_ms, producer, registry, self.topics)
         self.course.bootstrap_events = sent.events.total() + shop_events
         self._wait_folded(crew, log, store)
+        for name, arguments in BESIDE.items():
+            crew.begin(name, *arguments)
         self._phase("backfilling examples")
         crew.finished("backfill", "features", "backfill", "--interactions")
         self._phase("training the first model")
@@ -152,10 +161,8 @@ class Demo:
         """The workers of live traffic, and the observer."""
         self._phase("starting the workers")
         crew.worker("serve", "serve", "--max-wait-ms", "20")
-        crew.worker("join", "features", "join", "--rotate-s", "2")
-        crew.worker("archive", "features", "archive", "--rotate-s", "10")
-        crew.worker("monitor", "monitor", "--surface", SURFACE, "--json")
-        crew.worker("control", "control", "--surface", SURFACE)
+        for name in BESIDE:
+            crew.supervisor.wait(name)
         assert self.traffic is not None
         source = KafkaSource(self.settings.bootstrap_servers, timeout_s=self.settings.timeout_s)
         self._observer = Observer(
@@ -191,6 +198,10 @@ class Demo:
             str(plan.catalogue),
             "--sessions-per-hour",
             str(plan.sessions_per_hour),
+            "--click",
+            str(plan.click),
+            "--rhythm",
+            "0",
             "--minutes",
             str(plan.limit_s / 60),
             "--flip-at",

@@ -28,7 +28,7 @@ class ShopPast:
     shoppers: int
     catalogue: int  # items
     hours: float = 1.0
-    sessions_per_hour: float = 12.0  # of one shopper
+    sessions_per_hour: float = 6.0  # of one shopper
 
 
 def send_past(
@@ -43,6 +43,7 @@ def send_past(
     policy = SimulatorPolicy(
         world=WorldPolicy(shoppers=past.shoppers, items=past.catalogue),
         sessions_per_hour=past.sessions_per_hour,
+        rhythm=0.0,  # whatever the time of day, the demo's traffic is the same
         organic=0.9,  # nobody recommends anything yet: what is found is found alone
         faults=Faults(duplicate=0.0, late=0.0, malformed=0.0),
     )

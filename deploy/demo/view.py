@@ -84,7 +84,8 @@ def _drift(demo: Demo) -> RenderableType:
         w = demo.windows.windows[-1]
         togo = f", {w['windows_to_go']} windows to the reference" if w["windows_to_go"] else ""
         lines.append(
-            f"{w['phase']}{togo}: evidence {float(w['evidence']):.1f} {w['subject']}, clicked "
+            f"{w['phase']}{togo}: evidence to act {float(w['evidence']):.1f}, to warn "
+            f"{float(w['warning']):.1f} {w['subject']}, clicked "
             f"{float(w['click_rate']):.3f} (reference {float(w['reference_click_rate']):.3f})\n"
         )
         lines.append(_sparkline([float(x["click_rate"]) for x in demo.windows.windows[-60:]]))

@@ -67,8 +67,13 @@ class Crew:
 
     def worker(self, name: str, *arguments: str) -> None:
         """Start a long-running command and return when it says that it is ready."""
+        self.begin(name, *arguments)
+        self.supervisor.wait(name)
+
+    def begin(self, name: str, *arguments: str) -> None:
+        """Start a long-running command; the supervisor waits for it when told to."""
         log = self.logs / f"{name}.log"
-        self.supervisor.start(
+        self.supervisor.begin(
             Service(
                 name=name,
                 command=command(*arguments),

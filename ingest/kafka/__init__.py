@@ -6,10 +6,11 @@ time-out, and what librdkafka logs goes to structlog.
 """
 
 from ingest.kafka.admin import KafkaAdmin, KafkaLog
-from ingest.kafka.consumer import KafkaGroupSource, KafkaSource
+from ingest.kafka.consumer import GATHERED, KafkaGroupSource, KafkaSource
 from ingest.kafka.producer import KafkaProducer, KafkaTransactionalProducer
 
 __all__ = [
+    "GATHERED",
     "KafkaAdmin",
     "KafkaGroupSource",
     "KafkaLog",

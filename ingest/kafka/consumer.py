@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import NoneType
-from typing import Any
+from typing import Any, Final
 
 import confluent_kafka as ck
 import numpy as np
@@ -204,6 +204,11 @@ def _consumer_settings(read_committed: bool) -> dict[str, Any]:
         "fetch.queue.backoff.ms": 10,
         "queued.max.messages.kbytes": 65_536,
     }
+
+
+# For readers that need not be quick: few large answers to a fetch instead of many small ones, of
+# which each costs the broker and the reader about the same.
+GATHERED: Final[Options] = {"fetch.min.bytes": 131_072, "fetch.wait.max.ms": 300}
 
 
 class KafkaSource:

@@ -46,14 +46,14 @@ def _drift(before: WindowVerdict | None, verdict: WindowVerdict) -> list[tuple[s
     if verdict.phase == was:
         return []
     seen = (
-        f"evidence {verdict.evidence:.0f}, mostly {verdict.subject}; clicked lists "
+        f"mostly {verdict.subject}; clicked lists "
         f"{verdict.click_rate:.3f}, in the reference {verdict.reference_click_rate:.3f}"
     )
     match verdict.phase:
         case Phase.WARNED:
-            return [(WARN, f"drift suspected: {seen}")]
+            return [(WARN, f"drift suspected: evidence {verdict.warning:.0f}, {seen}")]
         case Phase.ALARMED:
-            return [(ACT, f"drift: {seen}")]
+            return [(ACT, f"drift: evidence {verdict.evidence:.0f}, {seen}")]
         case _ if was in (Phase.WARNED, Phase.ALARMED):
             return [(CLEAR, f"no drift against version {verdict.version}'s reference")]
         case _:
@@ -82,6 +82,7 @@ def _alert(
     comparison = verdict.comparison
     measures = [
         Measure(name="evidence", value=verdict.evidence),
+        Measure(name="warning", value=verdict.warning),
         Measure(name=CHANGED_AT_MS, value=float(verdict.since_ms)),
         Measure(name="answers", value=float(verdict.size)),
         Measure(name="click_rate", value=verdict.click_rate),

@@ -149,6 +149,36 @@ def accumulate(evidence: Vector, e: Vector) -> Vector:
     return (evidence + 1) * e
 
 
+@dataclass(frozen=True, slots=True)
+class Dated:
+    """
+    When each stream's change most likely began: Page's (1954) CUSUM over the logarithm of e.
+
+    The e-detector sums over all times at which a change may have begun, so its value says nothing
+    of when. The sum that is started anew whenever it falls to 0 does: its last start is the
+    likeliest one.
+    """
+
+    level: Vector  # [stream]
+    began_ms: NDArray[np.int64]  # [stream] start of the window in which the level last left 0
+
+    @classmethod
+    def of(cls, streams: int) -> Dated:
+        """Nothing seen yet."""
+        return cls(np.zeros(streams), np.zeros(streams, np.int64))
+
+    def after(self, e: Vector, start_ms: int) -> Dated:
+        """
+        With one more window, of e-values [stream], that began at `start_ms`.
+
+        >>> dated = Dated.of(1).after(np.array([0.7]), 1).after(np.array([9.0]), 2)
+        >>> dated.after(np.array([5.0]), 3).began_ms.tolist()
+        [2]
+        """
+        level = np.maximum(0.0, self.level + np.log(np.maximum(e, 1e-300)))
+        return Dated(level, np.where(self.level > 0, self.began_ms, start_ms))
+
+
 def _within(a: Counts, b: Counts, dispersion: Vector, tolerance: Vector) -> Vector:
     """p-value of "the two lie within the tolerance of one another", in [1e-300, 1]."""
     x2, freedom = pearson(a, b)

@@ -1,6 +1,10 @@
 """
 The monitor: a pure fold from answers and events to windows, and from windows to alerts.
 
+Inputs that move are a reason to look, not to act: a recommender changes what its users see and do,
+and most of that harms nobody. So features and labels together can raise a WARN, and only what users
+then do (the label) an ACT, which wakes people and trains models.
+
 A window holds the answers whose event time lies in it. It is decided once, when every partition
 has passed its end by the maturity of its labels and the lateness; what comes later is counted as
 late. Nothing here reads a clock, so a replay of the same log raises the same alerts.
@@ -20,6 +24,7 @@ from retrain.drift.counts import Binning, Counts, Stream, choose_binning, count
 from retrain.drift.detector import (
     Baseline,
     Comparison,
+    Dated,
     DetectorPolicy,
     accumulate,
     baseline,
@@ -88,10 +93,11 @@ class WindowVerdict:
     end_ms: int
     size: int
     version: int
-    since_ms: int  # when the change that the evidence speaks of began, at the latest
+    since_ms: int  # when the change that the subject's evidence speaks of most likely began
     phase: Phase
-    evidence: float  # the e-detector's global value; an alarm at `DetectorPolicy.act`
-    subject: str  # the stream with the most evidence
+    evidence: float  # of the label's e-detector: an alarm at `DetectorPolicy.act`
+    warning: float  # of the e-detector over all streams: a warning at `DetectorPolicy.warn`
+    subject: str  # the stream with the most evidence; of an alarm the label
     comparison: Comparison | None
     faults: tuple[Fault, ...]
     labels_trusted: bool
@@ -136,10 +142,11 @@ class Monitor:
         self._counts: list[Counts] = []  # of the reference's windows
         self._quality: list[QualityCounts] = []
         self._pending: Counts | None = None  # a window too small to test, merged forward
-        self._warn = np.zeros(len(self.streams))
-        self._act = np.zeros(len(self.streams))
+        self._warn = np.zeros(len(self.streams))  # evidence of each stream
+        self._act = 0.0  # evidence of the label alone
         self._quiet = 0
-        self._since_ms = 0  # start of the first window of the evidence that stands
+        self._dated = Dated.of(len(self.streams))
+        self._pending_ms: int | None = None  # start of the first window merged forward
 
     @property
     def windows_to_go(self) -> int:
@@ -163,19 +170,14 @@ class Monitor:
             return self._verdict(start_ms, seen, None, found)
         counts = _counted(seen, self._binnings)
         merged = counts if self._pending is None else counts + self._pending
+        if self._pending_ms is None:
+            self._pending_ms = start_ms
         comparison = compare(merged, self.reference.base)
         if float(comparison.effective.max()) < self.policy.detector.least_effective:
             self._pending = merged
         else:
-            self._pending = None
-            before, alarmed = self._mean(self._act), self.phase == Phase.ALARMED
-            self._decide(comparison, self.reference.base.stable)
-            # The evidence of a window that tells nothing is below 1: the change began after it.
-            self._since_ms = start_ms if before < 1 else self._since_ms
-            if self.phase == Phase.ALARMED and not alarmed:
-                # A slow wander may have begun long ago; what raised the alarm is these windows.
-                span_ms = self.policy.detector.act_windows * self.policy.window_ms
-                self._since_ms = max(self._since_ms, start_ms - span_ms)
+            self._decide(comparison, self.reference.base.stable, self._pending_ms)
+            self._pending = self._pending_ms = None
         return self._verdict(start_ms, seen, comparison, found)
 
     def _warm(self, seen: Observations) -> None:
@@ -207,30 +209,37 @@ class Monitor:
         self._counts, self._quality = [], []
         self.phase = Phase.WATCHING
 
-    def _decide(self, comparison: Comparison, stable: NDArray[np.bool_]) -> None:
+    def _decide(self, comparison: Comparison, stable: NDArray[np.bool_], start_ms: int) -> None:
         rule, k = self.policy.detector, max(1, int(stable.sum()))
         p = np.where(stable, comparison.p, 1.0)
         warn = e_values(p, cap(k, rule.warn, rule.warn_windows))
-        act = e_values(p, cap(k, rule.act, rule.act_windows))
         self._warn = np.where(stable, accumulate(self._warn, warn), 0.0)
-        self._act = np.where(stable, accumulate(self._act, act), 0.0)
-        self._quiet = self._quiet + 1 if float(act[stable].max(initial=0.0)) < 1 else 0
+        self._dated = self._dated.after(np.where(stable, warn, 0.0), start_ms)
+        harm = e_values(p[-1:], cap(1, rule.act, rule.act_windows))
+        self._act = float(accumulate(np.array([self._act]), harm)[0]) if stable[-1] else 0.0
+        self._quiet = self._quiet + 1 if float(warn[stable].max(initial=0.0)) < 1 else 0
         if self.phase == Phase.ALARMED:
             return
-        if self._mean(self._act) >= rule.act:
+        if self._act >= rule.act:
             self.phase = Phase.ALARMED
-        elif self._mean(self._warn) >= rule.warn:
+        elif self._warning >= rule.warn:
             self.phase = Phase.WARNED
         elif self.phase == Phase.WARNED and self._quiet >= self.policy.clear_windows:
             self.phase = Phase.WATCHING
 
-    def _mean(self, evidence: NDArray[np.float64]) -> float:
-        """Features share one half of the evidence's weight, labels the other (their own half)."""
+    @property
+    def _weighted(self) -> NDArray[np.float64]:
+        """Evidence of each stream by its weight: features share one half, labels have the other."""
         assert self.reference is not None
-        stable = self.reference.base.stable
-        features = evidence[:-1][stable[:-1]]
-        label = float(evidence[-1]) if stable[-1] else 0.0
-        return 0.5 * float(features.mean() if len(features) else 0.0) + 0.5 * label
+        weights = self.reference.base.stable.astype(np.float64)
+        weights[:-1] /= 2 * max(1.0, weights[:-1].sum())
+        weights[-1] /= 2
+        return weights * self._warn
+
+    @property
+    def _warning(self) -> float:
+        """The e-detector over all streams."""
+        return 0.0 if self.reference is None else float(self._weighted.sum())
 
     def _verdict(
         self,
@@ -239,17 +248,19 @@ class Monitor:
         comparison: Comparison | None,
         found: tuple[Fault, ...],
     ) -> WindowVerdict:
-        weighted = self._act.copy()
-        weighted[-1] *= max(1, len(weighted) - 1)
+        leading = len(self.streams) - 1  # what an alarm is about
+        if self.phase != Phase.ALARMED and self.reference is not None:
+            leading = int(np.argmax(self._weighted))
         return WindowVerdict(
             start_ms=start_ms,
             end_ms=start_ms + self.policy.window_ms,
             size=len(seen),
             version=self._version,
-            since_ms=self._since_ms,
+            since_ms=int(self._dated.began_ms[leading]),
             phase=self.phase,
-            evidence=0.0 if self.reference is None else self._mean(self._act),
-            subject=self.streams[int(np.argmax(weighted))].name if weighted.any() else "",
+            evidence=self._act,
+            warning=self._warning,
+            subject=self.streams[leading].name if self._warning else "",
             comparison=comparison,
             faults=found,
             labels_trusted=not any(f.breaks_labels for f in found),

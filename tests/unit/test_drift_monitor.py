@@ -13,6 +13,7 @@ from retrain.drift.detector import DetectorPolicy, baseline, cap, compare, e_val
 from retrain.drift.monitor import Monitor, MonitorPolicy, Observations, Phase, WindowVerdict
 from retrain.drift.quality import QualityCounts
 
+WINDOW_MS = 5_000
 STREAMS = 10
 USERS = 300
 POLICY = MonitorPolicy(
@@ -61,7 +62,7 @@ def run(
     watcher, verdict = monitor(), None
     for w in range(windows):
         verdict = watcher.window(
-            w * 5_000, observations(rng, **(change if w >= changed_from else {}))
+            w * WINDOW_MS, observations(rng, **(change if w >= changed_from else {}))
         )
         if verdict.phase == Phase.ALARMED:
             return w - changed_from, verdict
@@ -85,10 +86,18 @@ def test_half_of_the_clicks_gone_is_an_alarm_within_three_windows(seed: int) -> 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_shifted_feature_is_named(seed: int) -> None:
-    delay, verdict = run(seed, windows=60, changed_from=20, shift=0.6)
-    assert delay is not None
+def test_an_alarm_dates_the_change_by_the_windows_that_show_it(seed: int) -> None:
+    _, verdict = run(seed, windows=40, changed_from=20, click_rate=0.1)
+    assert 20 * WINDOW_MS <= verdict.since_ms <= 21 * WINDOW_MS
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_shifted_feature_that_harms_nobody_is_named_by_a_warning_alone(seed: int) -> None:
+    alarm, verdict = run(seed, windows=60, changed_from=20, shift=0.6)
+    assert alarm is None
+    assert verdict.phase == Phase.WARNED
     assert verdict.subject == "f0"
+    assert verdict.warning > POLICY.detector.warn
 
 
 def test_the_reference_freezes_after_its_windows() -> None:

@@ -62,6 +62,7 @@ class WorkPolicy:
     max_lists: int = 16_384  # read and not yet written, over all partitions
     max_records: int = 5_000  # of a batch
     take_lists: int = 256  # turned into bytes at once
+    gather_s: float = 0.5  # closed lists wait so long for others: one costs as much as a hundred
     spare_events: int = SPARE  # of a partition: kept, or read, although no list needs them
     poll_s: float = 0.1
     max_attempts: int = 8  # in a row, then the error goes up
@@ -98,7 +99,7 @@ class _Partition:
             notes=held.notes,
             spare=spare,
         )
-        self.heard_s = parts.clock.monotonic_s()
+        self.heard_s = self.written_s = parts.clock.monotonic_s()
         self.dirty_since_s: float | None = None
         self.late_labels = 0
 
@@ -159,8 +160,12 @@ class JoinWorker:
             heard = self._read_events(0.0 if came else self._work.poll_s)
             if not came and not heard:
                 self._close_idle()
+        now_s = self._parts.clock.monotonic_s()
         for number, partition in self._held.items():
-            self._write(partition)
+            many = len(partition.join) >= self._work.take_lists
+            if many or now_s - partition.written_s >= self._work.gather_s:
+                self._write(partition)
+                partition.written_s = now_s
             end = None if until is None else until.get(number)
             self._rotate(partition, end)
 
@@ -274,6 +279,7 @@ class JoinWorker:
 
     def _commit_all(self) -> None:
         for partition in self._held.values():
+            self._write(partition)
             self._commit(partition)
 
     def _reached(self, until: Mapping[int, int] | None) -> bool:

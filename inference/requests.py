@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ingest.log import RecordBatch, TopicPartition
-from schemas.columns import ColumnReader
+from schemas.codec import Decoder
 from schemas.errors import Reason, Rejected
-from schemas.events import Offset, RecommendationRequest
+from schemas.events import RecommendationRequest
 from schemas.registry import Registry
 
 
@@ -59,10 +58,13 @@ def next_offset(entry: Entry) -> int:
 
 
 class RequestReader:
-    """Decodes batches of requests. Not thread-safe."""
+    """
+    Decodes batches of requests, one by one: most batches hold a few, for which the column reader's
+    fixed cost (0.6 ms) is that of 30 requests. Not thread-safe.
+    """
 
     def __init__(self, registry: Registry) -> None:
-        self._columns = ColumnReader(registry, RecommendationRequest)
+        self._decoder = Decoder(registry, RecommendationRequest)
 
     def read(self, batch: RecordBatch) -> list[Entry]:
         """
@@ -71,18 +73,28 @@ class RequestReader:
         Raises:
             RegistryUnavailable: a writer's schema is not known yet and cannot be asked for.
         """
-        decoded = self._columns.read(batch.values)
-        entries: list[Entry | None] = [None] * len(batch)
-        for at, rejected in decoded.bad:
-            entries[at] = Bad(batch=batch, index=at, rejected=rejected)
-        rows = decoded.frame.iter_rows(named=True)
-        for at, row in zip(decoded.index.tolist(), rows, strict=True):
-            entries[at] = _entry(batch, at, row)
-        nothing = Rejected(Reason.MISSING_FIELD, "a request needs a value")
-        return [
-            Bad(batch=batch, index=at, rejected=nothing) if entry is None else entry
-            for at, entry in enumerate(entries)
-        ]
+        return [self._entry(batch, at) for at in range(len(batch))]
+
+    def _entry(self, batch: RecordBatch, at: int) -> Entry:
+        try:
+            request = _read(self._decoder, batch.keys[at], batch.values[at])
+        except Rejected as rejected:
+            return Bad(batch=batch, index=at, rejected=rejected)
+        return Asked(batch=batch, index=at, request=request)
+
+
+def _read(
+    decoder: Decoder[RecommendationRequest], key: bytes | None, value: bytes | None
+) -> RecommendationRequest:
+    if value is None:
+        raise Rejected(Reason.MISSING_FIELD, "a request needs a value")
+    request = decoder.decode(value)
+    if key is None:
+        raise Rejected(Reason.NULL_KEY, "a request's key is its user id")
+    if key != request.user_id.encode():
+        detail = f"key {key!r:.100} is not the user id {request.user_id!r:.100}"
+        raise Rejected(Reason.KEY_MISMATCH, detail)
+    return request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,23 +154,3 @@ def _plain(request: RecommendationRequest, limits: Limits) -> bool:
         and not request.exclude
         and request.deadline_ms is None
     )
-
-
-def _entry(batch: RecordBatch, at: int, row: Mapping[str, Any]) -> Entry:
-    key = batch.keys[at]
-    if key is None:
-        rejected = Rejected(Reason.NULL_KEY, "a request's key is its user id")
-        return Bad(batch=batch, index=at, rejected=rejected)
-    if key != row["user_id"].encode():
-        detail = f"key {key!r:.100} is not the user id {row['user_id']!r:.100}"
-        return Bad(batch=batch, index=at, rejected=Rejected(Reason.KEY_MISMATCH, detail))
-    after = row["after_offset"]
-    request = RecommendationRequest(
-        **{
-            **row,
-            "candidates": tuple(row["candidates"]),
-            "exclude": tuple(row["exclude"]),
-            "after_offset": None if after is None else Offset(**after),
-        }
-    )
-    return Asked(batch=batch, index=at, request=request)

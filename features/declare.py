@@ -57,6 +57,13 @@ class UserContext:
     surface: NDArray[np.uint64]  # [n] hashes
     device: NDArray[np.uint64]
     country: NDArray[np.uint64]
+    _shared: dict[Any, Array] = field(default_factory=dict, repr=False, compare=False)
+
+    def shared(self, key: Any, compute: Callable[[], Array]) -> Array:
+        """What several features need: computed once, whichever asks first."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +135,8 @@ class RowPolicy:
         EventType.RATING,
     )
     ring_length: int = 256
-    hour_tiles: int = 24
-    day_tiles: int = 30
+    hour_tiles: int = 25  # of the newest event's own and before: windows of 24 whole ones
+    day_tiles: int = 31
     horizon_ms: int = DAY_MS  # older than the newest event by more: late, dropped
     lifetime_ms: int = 90 * DAY_MS  # a longer gap starts the row afresh
     future_ms: int = 5 * 60_000  # later than its Kafka timestamp by more: dead-lettered

@@ -8,11 +8,8 @@ ids, t tiles and p attributes is, in this order and without gaps:
     8    checksum, version, fingerprint; see `features.stored`
     8    h, r, p and the tiles of each span, 10 + 10 + 8 + 33 bits
     6    last seen, ms
-    3+   time between each two of: first seen, the interactions, last seen; see `features.escapes`
+    3 h+ first seen and history; see `features.stored_history`
     t+   tiles; see `features.stored_tiles`
-    h    type | bytes of the value / 2 << 4 | the item is that of the interaction before << 6
-    2 v  values: the upper half, and the lower one unless it is 0
-    8 i  item hashes that differ from the one before
     4 r  event ids
     8 p  name hashes          8 p  value hashes
 
@@ -23,33 +20,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features import escapes, stored_tiles
-from features.escapes import Widths
-from features.ragged import lengths_of, spans, splits_of, suffix_sums, sums
+from features import stored_history, stored_tiles
+from features.ragged import lengths_of, spans, splits_of
 from features.stored import SEAL_BYTES, Part, Unsealed, laid_out, sealed
-from features.tiles import TYPES, Tiles
+from features.stored_history import History
+from features.tiles import Tiles
 
 VERSION: Final = 2  # of the stored form; rows of another one are corrupt, and rebuilt
 _MAGIC: Final = int.from_bytes(b"MSROW\0", "big") << 16 | VERSION
 _TIME_BYTES: Final = 6
 _LEAST_BYTES: Final = SEAL_BYTES + 8 + _TIME_BYTES
-_STEP: Final = Widths(short=3, long=6)  # 4.6 hours; anything that is a time
 
 # Of history, ring and profile, above the tiles' lengths.
 _LENGTH_BITS: Final = np.array([10, 10, 8], np.uint64)
 _LENGTH_SHIFTS: Final = stored_tiles.LENGTH_BITS + np.array([0, 10, 20], np.uint64)
-
-_TYPE_BITS: Final = np.uint8(TYPES - 1)
-_HALVES_SHIFT: Final = np.uint8(4)
-_HALVES_BITS: Final = np.uint8(3)
-_SAME_SHIFT: Final = np.uint8(6)
-_HALF_BITS: Final = np.uint32(16)
-_HALF: Final = np.uint32(0xFFFF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,23 +165,22 @@ def encode(rows: Rows, fingerprint: str) -> list[bytes]:
     Raises:
         ValueError: a row that no fold gives: too long, or with a type or a tile that cannot be.
     """
-    if rows.history_type.max(initial=0) >= TYPES:
-        raise ValueError(f"event types must be below {TYPES}, got {rows.history_type.max()}")
     tiles = Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
     tiled = stored_tiles.packed_lengths(tiles)
-    lengths, names = lengths_of(rows.history_splits), lengths_of(rows.profile_splits)
-    item, values = _new_items(rows), _halves(rows.history_value)
-    codes = rows.history_type | (values.count << _HALVES_SHIFT) | (~item << _SAME_SHIFT)
-    every = np.ones(len(rows), np.int64)
+    history = History(
+        rows.history_splits,
+        rows.history_item,
+        rows.history_time_ms,
+        rows.history_type,
+        rows.history_value,
+    )
+    every, names = np.ones(len(rows), np.int64), lengths_of(rows.profile_splits)
     laid = laid_out(
         [
             Part(tiled | _lengths(rows), every, 8),
             Part(_within(rows.last_seen_ms).view(np.uint64), every, _TIME_BYTES),
-            *escapes.parts_of(_time_steps(rows), _time_splits(rows.history_splits), _STEP),
+            *stored_history.parts_of(history, rows.first_seen_ms, rows.last_seen_ms),
             *stored_tiles.parts_of(tiles, tiled, rows.last_seen_ms),
-            Part(codes, lengths, 1),
-            Part(values.flat, sums(values.count, rows.history_splits), 2),
-            Part(rows.history_item[item], sums(item, rows.history_splits), 8),
             Part(rows.ring, lengths_of(rows.ring_splits), 4),
             Part(rows.profile_name, names, 8),
             Part(rows.profile_value, names, 8),
@@ -212,25 +200,16 @@ def decode(values: Sequence[bytes | None], fingerprint: str) -> DecodedRows:
     lengths = found.one("u8", 8)
     last_ms = found.one("u8", _TIME_BYTES).view(np.int64)
     h, r, p = ((lengths >> _LENGTH_SHIFTS[:, None]) & _LENGTH_MASKS[:, None]).astype(np.int64)
-    history = splits_of(h)
-    times = _time_splits(history)
-    time = np.repeat(last_ms, h + 1) - suffix_sums(escapes.read(found, times, _STEP), times)
+    first_ms, history = stored_history.read(found, splits_of(h), last_ms)
     tiles = stored_tiles.read(found, lengths, last_ms)
-    codes = found.next("u1", 1, h)
-    count = (codes >> _HALVES_SHIFT) & _HALVES_BITS
-    halves = _Halves(count, found.next("u2", 2, sums(count, history)))
-    fresh = (codes >> _SAME_SHIFT) == 0
-    item = found.next("u8", 8, sums(fresh, history))
-    first = np.zeros(len(time), np.bool_)
-    first[times[:-1]] = True
     rows = Rows(
-        first_seen_ms=time[first],
+        first_seen_ms=first_ms,
         last_seen_ms=last_ms,
-        history_splits=history,
-        history_item=item[np.cumsum(fresh) - 1],
-        history_time_ms=time[~first],
-        history_type=codes & _TYPE_BITS,
-        history_value=_values(halves),
+        history_splits=history.splits,
+        history_item=history.item,
+        history_time_ms=history.time_ms,
+        history_type=history.event_type,
+        history_value=history.value,
         ring_splits=splits_of(r),
         ring=found.next("u4", 4, r),
         tile_splits=tiles.splits,
@@ -264,65 +243,6 @@ def _within(time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     if len(time_ms) and not 0 <= time_ms.min() <= time_ms.max() < 1 << 8 * _TIME_BYTES:
         raise ValueError(f"times out of range: {time_ms.min()} to {time_ms.max()}")
     return time_ms
-
-
-def _time_splits(history: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Splits of the times: one more a row than it has interactions."""
-    return history + np.arange(len(history))
-
-
-def _time_steps(rows: Rows) -> NDArray[np.int64]:
-    """From first seen, and then from every interaction, to the next one; from the last to now."""
-    splits = _time_splits(rows.history_splits)
-    begins = splits[:-1]
-    steps = np.empty(int(splits[-1]), np.int64)
-    first = np.zeros(len(steps), np.bool_)
-    first[begins] = True
-    steps[first], steps[~first] = rows.first_seen_ms, rows.history_time_ms
-    following = np.empty(len(steps), np.int64)
-    following[:-1] = steps[1:]
-    following[splits[1:] - 1] = rows.last_seen_ms
-    return following - steps
-
-
-def _new_items(rows: Rows) -> NDArray[np.bool_]:
-    """Which interactions are with another item than the one before in their row."""
-    item, splits = rows.history_item, rows.history_splits
-    fresh = np.ones(len(item), np.bool_)
-    fresh[1:] = item[1:] != item[:-1]
-    fresh[splits[:-1][splits[1:] > splits[:-1]]] = True
-    return fresh
-
-
-class _Halves(NamedTuple):
-    """Values: none for NaN, the upper half, and the lower one unless it is 0 (as of 4.5, 250)."""
-
-    count: NDArray[np.uint8]  # [n]
-    flat: NDArray[np.uint16]  # [count's sum]
-
-
-def _halves(value: NDArray[np.float32]) -> _Halves:
-    count = np.zeros(len(value), np.uint8)
-    some = np.flatnonzero(~np.isnan(value))
-    bits = value[some].view(np.uint32)
-    pairs = np.stack([bits >> _HALF_BITS, bits & _HALF], axis=1).astype(np.uint16)
-    told = pairs != 0
-    told[:, 0] = True
-    count[some] = told.sum(axis=1)
-    return _Halves(count, pairs[told])
-
-
-def _values(halves: _Halves) -> NDArray[np.float32]:
-    """The values that `_halves` took apart."""
-    bits = np.full(len(halves.count), np.nan, np.float32).view(np.uint32)
-    some = np.flatnonzero(halves.count)
-    many = halves.count[some]
-    at = np.cumsum(many) - many
-    found = halves.flat[at].astype(np.uint32) << _HALF_BITS
-    two = many > 1
-    found[two] |= halves.flat[at[two] + 1]
-    bits[some] = found
-    return bits.view(np.float32)
 
 
 def _spread(rows: Rows, there: NDArray[np.int64], n: int) -> Rows:

@@ -49,7 +49,8 @@ def laid_out(parts: Sequence[Part]) -> LaidOut:
     Words are written whole, in ascending order: what an entry writes beyond its size is written
     over by the next entry, the next part, or the checksum of the next row.
     """
-    splits = splits_of(SEAL_BYTES + sum(part.lengths * part.size for part in parts))
+    sizes = np.sum([part.lengths * part.size for part in parts], axis=0)
+    splits = splits_of(SEAL_BYTES + sizes)
     data = np.empty(int(splits[-1]) + _PADDING_BYTES, np.uint8)
     at = splits[:-1] + SEAL_BYTES
     for flat, lengths, size in parts:

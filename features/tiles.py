@@ -280,7 +280,8 @@ def _by_type(
 ) -> NDArray[np.float64]:
     """Sum of the weights of these tiles by row and event type, [n, TYPES]."""
     place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
-    return np.bincount(place, weights=weights, minlength=n * TYPES).reshape(n, TYPES)
+    found = np.bincount(place, weights=weights, minlength=n * TYPES)
+    return found.astype(np.float64, copy=False).reshape(n, TYPES)
 
 
 def _counted(wide: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -57,7 +57,8 @@ class UserContext:
     surface: NDArray[np.uint64]  # [n] hashes
     device: NDArray[np.uint64]
     country: NDArray[np.uint64]
-    _shared: dict[Any, Array] = field(default_factory=dict, repr=False, compare=False)
+    # Not taken over by `replace`: it belongs to these rows and this time.
+    _shared: dict[Any, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def shared(self, key: Any, compute: Callable[[], Array]) -> Array:
         """What several features need: computed once, whichever asks first."""

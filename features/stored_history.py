@@ -101,7 +101,7 @@ def read(
     time_ms = np.repeat(last_ms, lengths_of(entries)) - suffix_sums(steps, entries)
     first = _firsts(entries)
     codes = (words[~first] & _CODE).astype(np.uint8)
-    count = (codes >> _VALUE_SHIFT) & 3
+    count = (codes >> np.uint8(_VALUE_SHIFT)) & np.uint8(3)
     value = _joined(count, values.next("u2", 2, sums(count, splits)))
     fresh = (codes >> _SAME_SHIFT) & 1 == 0
     item = values.next("u8", 8, sums(fresh, splits))[np.cumsum(fresh) - 1]

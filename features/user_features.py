@@ -150,7 +150,8 @@ def decayed(name: str, types: Sequence[EventType], half_life_days: int) -> Featu
             ("decayed", half_life_days),
             lambda: tiles.decayed_table(_tiles(context), context.now_ms, half_life_days * DAY_MS),
         )
-        return np.log1p(table[:, list(types)].sum(axis=1)).astype(np.float32)
+        total: Array = np.log1p(table[:, list(types)].sum(axis=1)).astype(np.float32)
+        return total
 
     return scalar(
         name,

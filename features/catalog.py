@@ -16,7 +16,7 @@ from features import item_features as item
 from features import user_features as user
 from features.declare import DAY_MS, Drift, Feature, FeatureSet, Level
 from features.item_features import TARGETS
-from features.user_features import ATTRIBUTES, DAY, HOUR, MONTH, POLICY, WEEK
+from features.user_features import ATTRIBUTES, DAY, MONTH, POLICY, WEEK, WINDOWS
 from schemas.events import EventType
 
 __all__ = ["CATALOG", "TARGETS", "describe"]
@@ -26,9 +26,19 @@ COUNTED: Final = (
     EventType.VIEW,
     EventType.CLICK,
     EventType.LIKE,
+    EventType.DISLIKE,
+    EventType.SHARE,
     EventType.CART,
     EventType.PURCHASE,
     EventType.RATING,
+)
+RATED: Final = (EventType.CLICK, EventType.LIKE, EventType.CART, EventType.PURCHASE)
+RECENT: Final = (
+    EventType.VIEW,
+    EventType.CLICK,
+    EventType.LIKE,
+    EventType.CART,
+    EventType.PURCHASE,
 )
 
 
@@ -80,15 +90,21 @@ _SEQUENCES: Final = (
         dtype="float32",
         compute=user.history_values,
         length=POLICY.history_length,
-        doc="values (rating, price, ...) of the history; 0: none",
+        revision=2,
+        doc="sign(v) * log(1 + |v|) of the values (rating, price, ...) of the history; 0: none",
     ),
+    *(user.recent(event_type) for event_type in RECENT),
 )
 
 _USER: Final = (
-    *(user.count(event_type, w) for event_type in COUNTED for w in (HOUR, DAY, WEEK, MONTH)),
-    user.rate("user_click_rate_24h", EventType.CLICK, DAY),
-    user.rate("user_click_rate_30d", EventType.CLICK, MONTH),
-    user.rate("user_like_rate_30d", EventType.LIKE, MONTH),
+    *(user.count(event_type, w) for event_type in COUNTED for w in WINDOWS),
+    *(user.rate(event_type, w) for event_type in RATED for w in WINDOWS),
+    user.decayed("user_positives_decayed_1d", TARGETS, 1),
+    user.decayed("user_positives_decayed_7d", TARGETS, 7),
+    user.decayed("user_impressions_decayed_1d", [EventType.IMPRESSION], 1),
+    user.decayed("user_impressions_decayed_7d", [EventType.IMPRESSION], 7),
+    user.decayed("user_views_decayed_7d", [EventType.VIEW], 7),
+    user.decayed("user_dislikes_decayed_7d", [EventType.DISLIKE], 7),
     user.scalar(
         "user_recency",
         lambda c: user.since(c.rows.last_seen_ms, c.now_ms, 1000),
@@ -104,6 +120,15 @@ _USER: Final = (
         user.session_length,
         "log(1 + interactions since the last gap of 30 minutes)",
     ),
+    user.scalar(
+        "session_age",
+        user.session_age,
+        "log(1 + seconds since the first interaction of the session); 0: no session",
+    ),
+    user.scalar(
+        "session_items", user.session_items, "log(1 + items that the session's interactions are on)"
+    ),
+    *(user.recency(event_type) for event_type in RECENT),
     user.scalar("hour_sin", user.cycle(DAY_MS, np.sin), "hour of the day (UTC), sine"),
     user.scalar("hour_cos", user.cycle(DAY_MS, np.cos), "hour of the day (UTC), cosine"),
     user.scalar("weekday_sin", user.cycle(7 * DAY_MS, np.sin), "day of the week (UTC), sine"),
@@ -140,13 +165,10 @@ _ITEM: Final = (
         drift=Drift.HASHED,
         doc="hash of who made the item; 0: not given",
     ),
-    item.popularity("impressions", [EventType.IMPRESSION], DAY),
-    item.popularity("impressions", [EventType.IMPRESSION], WEEK),
-    item.popularity("clicks", [EventType.CLICK], DAY),
-    item.popularity("clicks", [EventType.CLICK], WEEK),
-    item.popularity("positives", TARGETS, DAY),
-    item.popularity("positives", TARGETS, MONTH),
-    item.scalar("item_click_rate_7d", item.click_rate, "positives an impression in 7 days, shrunk"),
+    *(item.popularity("impressions", [EventType.IMPRESSION], w) for w in (DAY, WEEK, MONTH)),
+    *(item.popularity("clicks", [EventType.CLICK], w) for w in (DAY, WEEK, MONTH)),
+    *(item.popularity("positives", TARGETS, w) for w in WINDOWS),
+    *(item.click_rate(w) for w in (DAY, WEEK, MONTH)),
     item.scalar(
         "item_trend", item.trend, "log of the last hour's positives against the week's hour"
     ),
@@ -161,6 +183,16 @@ _ITEM: Final = (
         "creator_affinity",
         item.affinity(lambda items: items.creator),
         "share of the user's history by the item's creator",
+    ),
+    item.scalar(
+        "category_positives",
+        item.affinity(lambda items: items.categories, TARGETS),
+        "share of the positives in the user's history with the item's categories, mean over them",
+    ),
+    item.scalar(
+        "creator_positives",
+        item.affinity(lambda items: items.creator, TARGETS),
+        "share of the positives in the user's history by the item's creator",
     ),
     item.scalar("item_known", item.known, "1 if the catalogue has named the item"),
 )

@@ -23,7 +23,7 @@ from features.fold_exact import fold_one_by_one
 from features.hashing import hash_ids
 from features.ragged import Appended, append_newest, owners, splits_of
 from features.repeats import find_repeats
-from features.rows import Rows, concat, take
+from features.rows import Rows, concat, ring_ids, take
 from features.tiles import Kept, Tiles
 
 __all__ = ["EventColumns", "FoldCounts", "Folded", "fold", "fold_one_by_one"]
@@ -69,7 +69,7 @@ def _by_row(row: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 def _fates(rows: Rows, events: EventColumns, policy: RowPolicy) -> _Fates:
     seen = find_repeats(
-        events.row, events.event_id, rows.ring_splits, rows.ring, policy.ring_length
+        events.row, ring_ids(events.event_id), rows.ring_splits, rows.ring, policy.ring_length
     )
     fresh = ~(seen.duplicate | events.erase)
     newest = _newest_before(rows, events, fresh)
@@ -128,7 +128,7 @@ def _folded_in(rows: Rows, events: EventColumns, fates: _Fates, policy: RowPolic
         history_type=history.apply(rows.history_type, events.event_type[shown]),
         history_value=history.apply(rows.history_value, events.value[shown]),
         ring_splits=ring.splits,
-        ring=ring.apply(rows.ring, events.event_id[pushed]),
+        ring=ring.apply(rows.ring, ring_ids(events.event_id[pushed])),
         tile_splits=tiles.splits,
         tile_key=tiles.key,
         tile_count=tiles.count,

@@ -24,7 +24,7 @@ from features.declare import DAY_MS, HOUR_MS, RowPolicy
 from features.event_columns import EventColumns, Folded
 from features.hashing import hash_id
 from features.ragged import splits_of
-from features.rows import Rows
+from features.rows import Rows, ring_ids
 from features.tiles import DAY, HOUR, MAX_COUNT, TOTAL, tile_key
 
 
@@ -143,7 +143,7 @@ def _events(events: EventColumns, declared: set[int]) -> list[_Event]:
         if name in declared:
             profile[at].append((name, value))
     columns = (
-        events.event_id.tolist(),
+        ring_ids(events.event_id).tolist(),
         events.item.tolist(),
         events.event_type.tolist(),
         events.event_time_ms.tolist(),
@@ -208,7 +208,7 @@ def _packed(unpacked: list[_Row]) -> Rows:
         history_type=np.array([kind for _, _, kind, _ in history], np.uint8),
         history_value=np.array([value for *_, value in history], np.float32),
         ring_splits=splits("ring"),
-        ring=np.array([entry for row in unpacked for entry in row.ring], np.uint64),
+        ring=np.array([entry for row in unpacked for entry in row.ring], np.uint32),
         tile_splits=splits("tiles"),
         tile_key=np.array([key for key, _ in tiles], np.uint32),
         tile_count=np.array([count for _, count in tiles], np.uint32),

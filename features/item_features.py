@@ -63,11 +63,21 @@ def popularity(what: str, types: Sequence[EventType], window: Window) -> Feature
     )
 
 
-def click_rate(context: ItemContext) -> Array:
-    """Positives an impression in a week, shrunk towards the prior."""
-    many = _item_count(context, TARGETS, WEEK) + PRIOR_CLICKS
-    of = _item_count(context, [EventType.IMPRESSION], WEEK) + PRIOR_IMPRESSIONS
-    return np.minimum(many / of, 1.0).astype(np.float32)
+def click_rate(window: Window) -> Feature:
+    """Positives an impression, shrunk towards the prior."""
+
+    def compute(context: ItemContext) -> Array:
+        many = _item_count(context, TARGETS, window) + PRIOR_CLICKS
+        of = _item_count(context, [EventType.IMPRESSION], window) + PRIOR_IMPRESSIONS
+        return np.minimum(many / of, 1.0).astype(np.float32)
+
+    return scalar(
+        f"item_click_rate_{window.name}",
+        compute,
+        f"positives an impression in the last {window.name}, whole buckets before now, shrunk to "
+        "1 in 20",
+        default=PRIOR_CLICKS / PRIOR_IMPRESSIONS,
+    )
 
 
 def trend(context: ItemContext) -> Array:
@@ -94,25 +104,31 @@ def known(context: ItemContext) -> Array:
     return _looked_up(context, context.items.listed).astype(np.float32)
 
 
-def affinity(column: Callable[[Any], Array]) -> Callable[[ItemContext], Array]:
+def affinity(
+    column: Callable[[Any], Array], types: Sequence[EventType] = tuple(EventType)
+) -> Callable[[ItemContext], Array]:
     """
     Share of the user's history that has a tag of the candidate, mean over the candidate's tags.
 
-    `column` gives the tags of every item, [items] or [items, tags] hashes, 0 for none.
+    Args:
+        column: the tags of every item, [items] or [items, tags] hashes, 0 for none.
+        types: only the history's events of these types are looked at.
     """
 
     def compute(context: ItemContext) -> Array:
         rows = context.users.rows
-        at = context.items.index(rows.history_item)
+        some = np.flatnonzero(np.isin(rows.history_type, np.array(types, np.uint8)))
+        owner = owners(rows.history_splits)[some]
+        at = context.items.index(rows.history_item[some])
         table = column(context.items)  # after `at`: another thread may be adding items
         table = table if table.ndim == 2 else table[:, None]
-        known = np.flatnonzero(at >= 0)
-        owner = owners(rows.history_splits)[known]
-        held, held_by = _tags(table[at[known]], owner)
+        known = at >= 0
+        held, held_by = _tags(table[at[known]], owner[known])
         wanted = _looked_up(context, table)
         asked, asked_by = _tags(wanted, np.arange(len(wanted)))
         share = _shares(held, held_by, asked, context.request[asked_by])
-        share = share / np.maximum(np.diff(rows.history_splits), 1)[context.request[asked_by]]
+        looked_at = np.bincount(owner, minlength=len(rows))
+        share = share / np.maximum(looked_at, 1)[context.request[asked_by]]
         total = np.bincount(asked_by, weights=share, minlength=len(wanted))
         mean: Array = total / np.maximum((wanted != 0).sum(axis=1), 1)
         return mean.astype(np.float32)
@@ -146,9 +162,13 @@ def _shares(
     return np.where(hit, counts[at], 0).astype(np.float64)
 
 
-def scalar(name: str, compute: Callable[[ItemContext], Array], doc: str) -> Feature:
+def scalar(
+    name: str, compute: Callable[[ItemContext], Array], doc: str, default: float = 0
+) -> Feature:
     """One float32 a candidate."""
-    return Feature(name=name, level=Level.ITEM, dtype="float32", compute=compute, doc=doc)
+    return Feature(
+        name=name, level=Level.ITEM, dtype="float32", compute=compute, doc=doc, default=default
+    )
 
 
 def item_hash(context: ItemContext) -> Array:

@@ -2,17 +2,8 @@
 Partials: what happened to one item in one partition of user-events, as tiles, and its stored form.
 
 A partial is absolute: a repeat replaces its predecessor, readers add up the partitions'. Its stored
-form, known only to this module, is an array of little-endian 64-bit words:
-
-    0  checksum: xxh3-64 of everything after it
-    1  magic and version
-    2  fingerprint of the feature set
-    3  number of tiles t
-    4  newest event time, ms
-    t  key | count << 32
-
-One bucket more is kept than a user's row keeps: windows over items are closed (they leave out the
-bucket of now), so the newest 24 closed hours are the 24 before the newest event's own.
+form, known only to this module, is a checksum (see `features.stored`), the tiles of each span in a
+word, the newest event time in 6 bytes, and the tiles (see `features.stored_tiles`).
 """
 
 from __future__ import annotations
@@ -24,15 +15,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features import stored_tiles
 from features import tiles as tiling
 from features.declare import RowPolicy
-from features.ragged import spans, splits_of
-from features.rows import sealed, unsealed
-from features.tiles import Kept, Tiles, tiles_of_words, words_of_tiles
+from features.ragged import splits_of
+from features.stored import SEAL_BYTES, Part, Unsealed, laid_out, sealed
+from features.tiles import Kept, Tiles
 
-HEADER_WORDS: Final = 5
-_MAGIC: Final = int.from_bytes(b"MSITEM", "big") << 16 | 1  # the last 16 bits are the version
-_WORD: Final = np.dtype("<u8")
+VERSION: Final = 2  # of the stored form; partials of another one are corrupt, and rebuilt
+_MAGIC: Final = int.from_bytes(b"MSITEM", "big") << 16 | VERSION
+_TIME_BYTES: Final = 6
+_LEAST_BYTES: Final = SEAL_BYTES + 8 + _TIME_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +55,6 @@ def empty_partials(n: int) -> Partials:
     )
 
 
-def kept_for_items(policy: RowPolicy) -> Kept:
-    """What a partial keeps under this policy."""
-    return Kept(hours=policy.hour_tiles + 1, days=policy.day_tiles + 1)
-
-
 def fold_partials(
     partials: Partials,
     item: NDArray[np.int64],
@@ -83,22 +71,22 @@ def fold_partials(
     newest = partials.newest_ms.copy()
     np.maximum.at(newest, item, event_time_ms)
     keys = tiling.tile_keys(event_type, event_time_ms)
-    kept = kept_for_items(policy)
+    kept = Kept(hours=policy.hour_tiles, days=policy.day_tiles)
     return Partials(newest_ms=newest, tiles=tiling.add(partials.tiles, item, keys, newest, kept))
 
 
 def encode_partials(partials: Partials, fingerprint: str) -> list[bytes]:
     """The stored form of each partial."""
-    wide = np.diff(partials.tiles.splits)
-    splits = splits_of(HEADER_WORDS + wide)
-    words = np.empty(int(splits[-1]), _WORD)
-    at = splits[:-1]
-    words[at + 1] = _MAGIC
-    words[at + 2] = int(fingerprint, 16)
-    words[at + 3] = wide.view(np.uint64)
-    words[at + 4] = partials.newest_ms.view(np.uint64)
-    words[spans(at + HEADER_WORDS, wide)] = words_of_tiles(partials.tiles)
-    return sealed(words, splits)
+    lengths = stored_tiles.packed_lengths(partials.tiles)
+    every = np.ones(len(partials), np.int64)
+    laid = laid_out(
+        [
+            Part(lengths, every, 8),
+            Part(partials.newest_ms.view(np.uint64), every, _TIME_BYTES),
+            *stored_tiles.parts_of(partials.tiles, lengths, partials.newest_ms),
+        ]
+    )
+    return sealed(laid, _kind(fingerprint))
 
 
 def decode_partials(values: Sequence[bytes | None], fingerprint: str) -> DecodedPartials:
@@ -108,18 +96,24 @@ def decode_partials(values: Sequence[bytes | None], fingerprint: str) -> Decoded
     >>> decode_partials([None, b"rubbish"], "00" * 8).corrupt
     (1,)
     """
-    words, splits, corrupt = unsealed(values, HEADER_WORDS, (_MAGIC, int(fingerprint, 16)), _sizes)
-    wide = np.maximum(np.diff(splits) - HEADER_WORDS, 0)
-    there = np.flatnonzero(np.diff(splits))
-    newest = np.zeros(len(values), np.int64)
-    newest[there] = words[splits[there] + 4].view(np.int64)
-    found = words[spans(splits[:-1] + HEADER_WORDS, wide)]
+    found = Unsealed(values, _kind(fingerprint), _LEAST_BYTES)
+    lengths, newest_ms = found.one("u8", 8), found.one("u8", _TIME_BYTES).view(np.int64)
+    tiles = stored_tiles.read(found, lengths, newest_ms)
+    if len(found.there) < len(values):
+        tiles, newest_ms = _spread(tiles, newest_ms, found.there, len(values))
     return DecodedPartials(
-        partials=Partials(newest_ms=newest, tiles=tiles_of_words(splits_of(wide), found)),
-        corrupt=corrupt,
+        partials=Partials(newest_ms=newest_ms, tiles=tiles), corrupt=found.corrupt
     )
 
 
-def _sizes(counts: NDArray[np.uint64]) -> NDArray[np.int64]:
-    # A count past any real one must not overflow; the length then differs, and that is the point.
-    return HEADER_WORDS + np.minimum(counts, np.uint64(2**32)).astype(np.int64)
+def _kind(fingerprint: str) -> int:
+    return int(fingerprint, 16) ^ _MAGIC
+
+
+def _spread(
+    tiles: Tiles, newest_ms: NDArray[np.int64], there: NDArray[np.int64], n: int
+) -> tuple[Tiles, NDArray[np.int64]]:
+    """Those of n items, of which only those at `there` (ascending) have any."""
+    lengths, newest = np.zeros((2, n), np.int64)
+    lengths[there], newest[there] = np.diff(tiles.splits), newest_ms
+    return Tiles(splits_of(lengths), tiles.key, tiles.count), newest

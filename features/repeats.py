@@ -26,9 +26,9 @@ class Hits(NamedTuple):
 
 def find_repeats(
     row: NDArray[np.int64],
-    event_id: NDArray[np.uint64],
+    event_id: NDArray[np.uint32],
     ring_splits: NDArray[np.int64],
-    ring: NDArray[np.uint64],
+    ring: NDArray[np.uint32],
     ring_length: int,
 ) -> Repeats:
     """
@@ -60,17 +60,17 @@ def find_repeats(
 def _ring_hits(
     row: NDArray[np.int64],
     by_id: NDArray[np.int64],
-    ids: NDArray[np.uint64],
+    ids: NDArray[np.uint32],
     ring_splits: NDArray[np.int64],
-    ring: NDArray[np.uint64],
+    ring: NDArray[np.uint32],
 ) -> Hits:
     # Rings hold 100 times as many ids as a batch: a bitmap of the batch's ids (they are hashes, so
     # their low bits do) leaves 1 entry in 64, and only those are searched for.
     bits = min(max((64 * len(ids)).bit_length(), 10), 22)
     mask = np.uint32((1 << bits) - 1)
     some = np.zeros(1 << bits, np.bool_)
-    some[ids.astype(np.uint32) & mask] = True
-    entry = np.flatnonzero(some[ring.astype(np.uint32) & mask])
+    some[ids & mask] = True
+    entry = np.flatnonzero(some[ring & mask])
     left = np.searchsorted(ids, ring[entry])
     times = np.searchsorted(ids, ring[entry], side="right") - left
     event = by_id[spans(left, times)]
@@ -80,7 +80,7 @@ def _ring_hits(
 
 
 def _repeats_within(
-    row: NDArray[np.int64], by_id: NDArray[np.int64], ids: NDArray[np.uint64]
+    row: NDArray[np.int64], by_id: NDArray[np.int64], ids: NDArray[np.uint32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Events whose row has had their id earlier in the batch, and the first that had it."""
     equal = np.flatnonzero(ids[1:] == ids[:-1])

@@ -2,40 +2,43 @@
 User rows: the columns that the fold and the assembly work on, and their stored form.
 
 A batch of rows is columns: fixed fields [n] and ragged arrays (`splits` [n + 1] into flat values).
-The stored form is known only to `encode` and `decode` in this module. It is an array of
-little-endian 64-bit words, so that a batch is gathered and scattered by index arithmetic:
+The stored form is known only to `encode` and `decode` in this module. A row of h interactions, r
+ids, t tiles and p attributes is, in this order and without gaps:
 
-    0  checksum: xxh3-64 of everything after it
-    1  magic and version
-    2  fingerprint of the feature set
-    3  lengths, 16 bits each: history h, ring r, tiles t, profile p
-    4  first seen, ms
-    5  last seen, ms
-    h  item hashes          h  times, ms        h  type | float32 value << 32
-    r  event-id hashes      t  key | count << 32
-    p  name hashes          p  value hashes
+    8    checksum, version, fingerprint; see `features.stored`
+    8    h, r, p and the tiles of each span, 10 + 10 + 8 + 33 bits
+    6    last seen, ms
+    3 h+ first seen and history; see `features.stored_history`
+    t+   tiles; see `features.stored_tiles`
+    4 r  event ids
+    8 p  name hashes          8 p  value hashes
 
 It is canonical: equal rows give equal bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from features.ragged import spans, splits_of
+from features import stored_history, stored_tiles
+from features.ragged import lengths_of, spans, splits_of
+from features.stored import SEAL_BYTES, Part, Unsealed, laid_out, sealed
+from features.stored_history import History
+from features.tiles import Tiles
 
-HEADER_WORDS: Final = 6
-_MAGIC: Final = int.from_bytes(b"MSROW\0", "big") << 16 | 1  # the last 16 bits are the version
-_MAX_LENGTH: Final = 0xFFFF
-_WORD: Final = np.dtype("<u8")
+VERSION: Final = 2  # of the stored form; rows of another one are corrupt, and rebuilt
+_MAGIC: Final = int.from_bytes(b"MSROW\0", "big") << 16 | VERSION
+_TIME_BYTES: Final = 6
+_LEAST_BYTES: Final = SEAL_BYTES + 8 + _TIME_BYTES
 
-Words = NDArray[np.uint64]
+# Of history, ring and profile, above the tiles' lengths.
+_LENGTH_BITS: Final = np.array([10, 10, 8], np.uint64)
+_LENGTH_SHIFTS: Final = stored_tiles.LENGTH_BITS + np.array([0, 10, 20], np.uint64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,7 @@ class Rows:
     n user rows as columns. Row i owns flat entries `splits[i]:splits[i + 1]` of a ragged part.
 
     history: the last interactions in log order, oldest first.
-    ring:    hashes of the last event ids seen (and origins of erasures), oldest first.
+    ring:    the last event ids seen (and origins of erasures), oldest first; see `ring_ids`.
     tiles:   event counts by (span, bucket, event type), sorted by that key; see `features.tiles`.
     profile: the static attributes that the catalog declares, sorted by name hash.
     """
@@ -57,7 +60,7 @@ class Rows:
     history_type: NDArray[np.uint8]
     history_value: NDArray[np.float32]  # NaN: the event had none
     ring_splits: NDArray[np.int64]  # [n + 1]
-    ring: NDArray[np.uint64]
+    ring: NDArray[np.uint32]
     tile_splits: NDArray[np.int64]  # [n + 1]
     tile_key: NDArray[np.uint32]  # packed (span, bucket, event type)
     tile_count: NDArray[np.uint32]
@@ -103,7 +106,7 @@ def empty(n: int) -> Rows:
         history_type=np.empty(0, np.uint8),
         history_value=np.empty(0, np.float32),
         ring_splits=none,
-        ring=np.empty(0, np.uint64),
+        ring=np.empty(0, np.uint32),
         tile_splits=none,
         tile_key=np.empty(0, np.uint32),
         tile_count=np.empty(0, np.uint32),
@@ -145,33 +148,45 @@ def concat(parts: Sequence[Rows]) -> Rows:
     return Rows(**found)
 
 
+def ring_ids(event_id: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """
+    What a ring keeps of event-id hashes: 32 bits, which are half of a row's bytes for ids.
+
+    A new event is taken for a repeat if one of r ids in its ring has the same 32 bits by chance:
+    r / 2**32, one event in 16.8 million where rings are full (256), in 200 million at 20 ids.
+    """
+    return event_id.astype(np.uint32)
+
+
 def encode(rows: Rows, fingerprint: str) -> list[bytes]:
-    """The stored form of each row."""
-    h, r, t, p = (np.diff(getattr(rows, name)) for name in _RAGGED)
-    lengths = np.stack([h, r, t, p])
-    if lengths.max(initial=0) > _MAX_LENGTH:
-        raise ValueError(f"a row's part is longer than {_MAX_LENGTH}: {lengths.max(axis=1)}")
-    splits = splits_of(HEADER_WORDS + 3 * h + r + t + 2 * p)
-    words = np.empty(int(splits[-1]), _WORD)
-    at = splits[:-1]
-    words[at + 1] = _MAGIC
-    words[at + 2] = int(fingerprint, 16)
-    words[at + 3] = (lengths.astype(np.uint64) << _LENGTH_SHIFTS[:, None]).sum(axis=0, dtype="u8")
-    words[at + 4] = rows.first_seen_ms.view(np.uint64)
-    words[at + 5] = rows.last_seen_ms.view(np.uint64)
-    at = at + HEADER_WORDS
-    for flat, wide in (
-        (rows.history_item, h),
-        (rows.history_time_ms, h),
-        (_paired(rows.history_type, _value_bits(rows.history_value)), h),
-        (rows.ring, r),
-        (_paired(rows.tile_key, rows.tile_count), t),
-        (rows.profile_name, p),
-        (rows.profile_value, p),
-    ):
-        words[spans(at, wide)] = flat.view(_WORD)
-        at = at + wide
-    return sealed(words, splits)
+    """
+    The stored form of each row.
+
+    Raises:
+        ValueError: a row that no fold gives: too long, or with a type or a tile that cannot be.
+    """
+    tiles = Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
+    tiled = stored_tiles.packed_lengths(tiles)
+    history = History(
+        rows.history_splits,
+        rows.history_item,
+        rows.history_time_ms,
+        rows.history_type,
+        rows.history_value,
+    )
+    every, names = np.ones(len(rows), np.int64), lengths_of(rows.profile_splits)
+    laid = laid_out(
+        [
+            Part(tiled | _lengths(rows), every, 8),
+            Part(_within(rows.last_seen_ms).view(np.uint64), every, _TIME_BYTES),
+            *stored_history.parts_of(history, rows.first_seen_ms, rows.last_seen_ms),
+            *stored_tiles.parts_of(tiles, tiled, rows.last_seen_ms),
+            Part(rows.ring, lengths_of(rows.ring_splits), 4),
+            Part(rows.profile_name, names, 8),
+            Part(rows.profile_value, names, 8),
+        ]
+    )
+    return sealed(laid, _kind(fingerprint))
 
 
 def decode(values: Sequence[bytes | None], fingerprint: str) -> DecodedRows:
@@ -181,108 +196,66 @@ def decode(values: Sequence[bytes | None], fingerprint: str) -> DecodedRows:
     >>> decode([None, b"rubbish"], "00" * 8).corrupt
     (1,)
     """
-    words, splits, corrupt = unsealed(values, HEADER_WORDS, (_MAGIC, int(fingerprint, 16)), _sizes)
-    at = splits[:-1]
-    there = np.flatnonzero(np.diff(splits))
-    lengths = np.zeros((4, len(values)), np.int64)
-    lengths[:, there] = _lengths(words[at[there] + 3])
-    seen = np.zeros((2, len(values)), np.int64)
-    seen[:, there] = words[at[there] + np.array([[4], [5]])].view(np.int64)
-    h, r, t, p = lengths
-    parts, at = [], at + HEADER_WORDS
-    for wide in (h, h, h, r, t, p, p):
-        parts.append(words[spans(at, wide)])
-        at = at + wide
-    item, time_ms, typed, ring, tile, name, value = parts
+    found = Unsealed(values, _kind(fingerprint), _LEAST_BYTES)
+    lengths = found.one("u8", 8)
+    last_ms = found.one("u8", _TIME_BYTES).view(np.int64)
+    h, r, p = ((lengths >> _LENGTH_SHIFTS[:, None]) & _LENGTH_MASKS[:, None]).astype(np.int64)
+    first_ms, history = stored_history.read(found, splits_of(h), last_ms)
+    tiles = stored_tiles.read(found, lengths, last_ms)
     rows = Rows(
-        first_seen_ms=seen[0],
-        last_seen_ms=seen[1],
-        history_splits=splits_of(h),
-        history_item=item,
-        history_time_ms=time_ms.view(np.int64),
-        history_type=typed.view(np.uint8)[0::8],
-        history_value=typed.view(np.float32)[1::2],
+        first_seen_ms=first_ms,
+        last_seen_ms=last_ms,
+        history_splits=history.splits,
+        history_item=history.item,
+        history_time_ms=history.time_ms,
+        history_type=history.event_type,
+        history_value=history.value,
         ring_splits=splits_of(r),
-        ring=ring,
-        tile_splits=splits_of(t),
-        tile_key=tile.view(np.uint32)[0::2],
-        tile_count=tile.view(np.uint32)[1::2],
+        ring=found.next("u4", 4, r),
+        tile_splits=tiles.splits,
+        tile_key=tiles.key,
+        tile_count=tiles.count,
         profile_splits=splits_of(p),
-        profile_name=name,
-        profile_value=value,
+        profile_name=found.next("u8", 8, p),
+        profile_value=found.next("u8", 8, p),
     )
-    return DecodedRows(rows=rows, corrupt=corrupt)
+    return DecodedRows(rows=_spread(rows, found.there, len(values)), corrupt=found.corrupt)
 
 
-def sealed(words: Words, splits: NDArray[np.int64]) -> list[bytes]:
-    """Put each value's checksum into its first word, and cut the values apart."""
-    data, digest = words.view(np.uint8).data, xxhash.xxh3_64_intdigest
-    bounds = (splits * 8).tolist()
-    ends = bounds[1:]
-    words[splits[:-1]] = np.fromiter(
-        (digest(data[a + 8 : b]) for a, b in zip(bounds, ends, strict=False)),
-        np.uint64,
-        len(ends),
-    )
-    return [bytes(data[a:b]) for a, b in zip(bounds, ends, strict=False)]
+_LENGTH_MASKS: Final = (np.uint64(1) << _LENGTH_BITS) - np.uint64(1)
 
 
-def unsealed(
-    values: Sequence[bytes | None],
-    header_words: int,
-    expected: tuple[int, int],
-    sizes: Callable[[NDArray[np.uint64]], NDArray[np.int64]],
-) -> tuple[Words, NDArray[np.int64], tuple[int, ...]]:
-    """
-    Words of the values that are whole and ours; the others have none, and are named unless None.
-
-    Args:
-        expected: words 1 and 2 of the header.
-        sizes: from word 3 of the header to the value's length in words.
-    """
-    lengths = np.fromiter((0 if v is None else len(v) for v in values), np.int64, len(values))
-    given = np.fromiter((v is not None for v in values), np.bool_, len(values))
-    good = (lengths >= 8 * header_words) & (lengths % 8 == 0)
-    if good.sum() < len(values):
-        values = [v if ok else b"" for v, ok in zip(values, good.tolist(), strict=True)]
-    words = np.frombuffer(b"".join(values), _WORD)  # type: ignore[arg-type]  # None is not good
-    wide = np.where(good, lengths // 8, 0)
-    splits = splits_of(wide)
-    there = np.flatnonzero(good)
-    at = splits[there]
-    digest = xxhash.xxh3_64_intdigest
-    sums = np.fromiter((digest(memoryview(v)[8:]) for v in values if v), np.uint64, len(there))
-    fine = (words[at] == sums) & (words[at + 1] == expected[0]) & (words[at + 2] == expected[1])
-    fine &= sizes(words[at + 3]) == wide[there]
-    if not fine.all():
-        good[there[~fine]] = False
-        words = words[np.repeat(good, wide)]
-        splits = splits_of(np.where(good, wide, 0))
-    return words, splits, tuple(np.flatnonzero(given & ~good).tolist())
+def _kind(fingerprint: str) -> int:
+    return int(fingerprint, 16) ^ _MAGIC
 
 
-_LENGTH_SHIFTS: Final = np.arange(0, 64, 16, dtype=np.uint64)
+def _lengths(rows: Rows) -> NDArray[np.uint64]:
+    """Lengths of history, ring and profile in one word a row, above those of the tiles."""
+    parts = (rows.history_splits, rows.ring_splits, rows.profile_splits)
+    found = np.stack([lengths_of(splits) for splits in parts]).astype(np.uint64)
+    if (found > _LENGTH_MASKS[:, None]).any():
+        raise ValueError(f"a row is too long: {found.max(axis=1).tolist()} entries at most")
+    return np.asarray((found << _LENGTH_SHIFTS[:, None]).sum(axis=0, dtype=np.uint64))
 
 
-def _lengths(packed: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """[4, n] from word 3."""
-    parts = (packed >> _LENGTH_SHIFTS[:, None]) & np.uint64(_MAX_LENGTH)
-    return parts.astype(np.int64)
+def _within(time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The times, if their bytes can hold them."""
+    if len(time_ms) and not 0 <= time_ms.min() <= time_ms.max() < 1 << 8 * _TIME_BYTES:
+        raise ValueError(f"times out of range: {time_ms.min()} to {time_ms.max()}")
+    return time_ms
 
 
-def _sizes(packed: NDArray[np.uint64]) -> NDArray[np.int64]:
-    h, r, t, p = _lengths(packed)
-    return np.asarray(HEADER_WORDS + 3 * h + r + t + 2 * p, np.int64)
-
-
-def _paired(low: NDArray[Any], high: NDArray[np.uint32]) -> Words:
-    """low | high << 32."""
-    pairs = np.empty((len(low), 2), "<u4")
-    pairs[:, 0] = low
-    pairs[:, 1] = high
-    return pairs.view(_WORD)[:, 0]
-
-
-def _value_bits(value: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """The bits of each value, with one NaN only."""
-    return np.where(np.isnan(value), np.float32(np.nan), value).astype(np.float32).view(np.uint32)
+def _spread(rows: Rows, there: NDArray[np.int64], n: int) -> Rows:
+    """n rows, empty but for those at `there` (ascending)."""
+    if len(there) == n:
+        return rows
+    found: dict[str, NDArray[Any]] = {}
+    for name in _SCALARS:
+        found[name] = np.zeros(n, np.int64)
+        found[name][there] = getattr(rows, name)
+    for splits_name, columns in _RAGGED.items():
+        lengths = np.zeros(n, np.int64)
+        lengths[there] = np.diff(getattr(rows, splits_name))
+        found[splits_name] = splits_of(lengths)
+        found |= {name: getattr(rows, name) for name in columns}
+    return Rows(**found)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from features.declare import DAY_MS, HOUR_MS
 from features.ragged import owners, spans, splits_of
 
 TOTAL, DAY, HOUR = 0, 1, 2
+SPANS = 3
 MAX_COUNT = 2**32 - 1
 TYPES = 16  # places of a window table: event types fit in 4 bits
 EARLIEST_MS = 1  # 0 marks an empty row
@@ -79,7 +80,7 @@ def tile_keys(
     event_type: NDArray[np.uint8], event_time_ms: NDArray[np.int64]
 ) -> NDArray[np.uint32]:
     """Keys of the three tiles that each event falls into, [3, n]: total, day, hour."""
-    keys = np.empty((3, len(event_type)), np.uint32)
+    keys = np.empty((SPANS, len(event_type)), np.uint32)
     keys[TOTAL] = event_type
     for span, size_ms in _SIZE_MS.items():
         bucket = (event_time_ms // size_ms).astype(np.uint32) << np.uint32(_BUCKET_SHIFT)
@@ -87,9 +88,22 @@ def tile_keys(
     return keys
 
 
+def span_of(key: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Span of each packed key."""
+    return key >> np.uint32(_SPAN_SHIFT)
+
+
+def newest_key(newest_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The largest key of each span that a row with this newest time may have, [3, n]."""
+    most = np.full((SPANS, len(newest_ms)), TYPES - 1, np.int64)
+    for span, size_ms in _SIZE_MS.items():
+        most[span] |= (newest_ms // size_ms << _BUCKET_SHIFT) | (span << _SPAN_SHIFT)
+    return most
+
+
 def oldest_kept(newest_ms: NDArray[np.int64], kept: Kept) -> NDArray[np.uint32]:
     """The smallest key of each span that a row with this newest time keeps, [3, n]."""
-    least = np.zeros((3, len(newest_ms)), np.uint32)
+    least = np.zeros((SPANS, len(newest_ms)), np.uint32)
     for span, buckets in ((DAY, kept.days), (HOUR, kept.hours)):
         oldest = np.maximum(newest_ms // _SIZE_MS[span] - buckets + 1, 0).astype(np.uint32)
         least[span] = (oldest << np.uint32(_BUCKET_SHIFT)) | np.uint32(span << _SPAN_SHIFT)
@@ -179,10 +193,8 @@ def window_table(
     it, so many in all; `closed` leaves the bucket of now out and goes one further back.
     """
     n = len(now_ms)
-    if hours and days:
-        raise ValueError(f"hours={hours} and days={days}: give one of them")
     if hours or days:
-        span, wide = (HOUR, hours) if hours else (DAY, days)
+        span, wide = _span_and_length(hours, days)
         newest = now_ms // _SIZE_MS[span] - (1 if closed else 0)
         base = span << _SPAN_SHIFT
         low = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
@@ -191,10 +203,52 @@ def window_table(
         low, high = np.zeros(n, np.int64), np.full(n, TYPES, np.int64)
     row = owners(tiles.splits)
     inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
-    place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
     # float64 sums are exact here: at most 880 counts below 2**32 each.
-    sums = np.bincount(place, weights=tiles.count[inside], minlength=n * TYPES)
-    return sums.astype(np.int64).reshape(n, TYPES)
+    return _by_type(tiles, row, inside, tiles.count[inside], n).astype(np.int64)
+
+
+def sliding_table(
+    tiles: Tiles, now_ms: NDArray[np.int64], *, hours: int = 0, days: int = 0
+) -> NDArray[np.float64]:
+    """
+    Events of every type in the hours or days up to each row's now, [n, TYPES] float64.
+
+    The bucket of now counts whole, and so do those before it but the oldest: it counts by the share
+    of it that the window still covers, as if its events were spread evenly over it. So an event
+    leaves a window of an hour between 1 and 2 hours after it came, and never suddenly.
+    """
+    span, wide = _span_and_length(hours, days)
+    size_ms, base = _SIZE_MS[span], span << _SPAN_SHIFT
+    newest = now_ms // size_ms
+    left = 1 - now_ms % size_ms / size_ms
+    low = base + (np.maximum(newest - wide, 0) << _BUCKET_SHIFT)
+    whole = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
+    row = owners(tiles.splits)
+    high = base + (np.maximum(newest + 1, 0) << _BUCKET_SHIFT)
+    inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
+    mine = row[inside]
+    share = np.where(tiles.key[inside] < whole[mine], left[mine], 1.0)
+    return _by_type(tiles, row, inside, tiles.count[inside] * share, len(now_ms))
+
+
+def decayed_table(
+    tiles: Tiles, now_ms: NDArray[np.int64], half_life_ms: int
+) -> NDArray[np.float64]:
+    """
+    Events of every type in the days kept, each halved for every half-life passed, [n, TYPES].
+
+    The events of a day are taken to be as old as its middle; those of the day of now, as the middle
+    of what has passed of it. Days after now do not count.
+    """
+    row = owners(tiles.splits)
+    bucket = (tiles.key & np.uint32((1 << _SPAN_SHIFT) - 1)) >> np.uint32(_BUCKET_SHIFT)
+    begin_ms = bucket.astype(np.int64) * DAY_MS
+    now = now_ms[row]
+    inside = np.flatnonzero((span_of(tiles.key) == DAY) & (begin_ms <= now))
+    begin_ms, now = begin_ms[inside], now[inside]
+    age_ms = now - (begin_ms + np.minimum(begin_ms + DAY_MS, now)) / 2
+    left = tiles.count[inside] * np.exp2(-age_ms / half_life_ms)
+    return _by_type(tiles, row, inside, left, len(now_ms))
 
 
 def window_counts(
@@ -209,6 +263,25 @@ def window_counts(
     tiles = Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
     table = window_table(tiles, now_ms, hours=hours, days=days)
     return np.asarray(table[:, list(event_types)].sum(axis=1), np.int64)
+
+
+def _span_and_length(hours: int, days: int) -> tuple[int, int]:
+    if bool(hours) == bool(days):
+        raise ValueError(f"hours={hours} and days={days}: give one of them")
+    return (HOUR, hours) if hours else (DAY, days)
+
+
+def _by_type(
+    tiles: Tiles,
+    row: NDArray[np.int64],
+    inside: NDArray[np.int64],
+    weights: NDArray[Any],
+    n: int,
+) -> NDArray[np.float64]:
+    """Sum of the weights of these tiles by row and event type, [n, TYPES]."""
+    place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
+    found = np.bincount(place, weights=weights, minlength=n * TYPES)
+    return found.astype(np.float64, copy=False).reshape(n, TYPES)
 
 
 def _counted(wide: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -238,5 +311,5 @@ def _pruned(
     row = (wide >> np.uint64(32)).astype(np.int64)
     key = wide.astype(np.uint32)
     least = oldest_kept(newest_ms, kept)
-    stays = np.flatnonzero(key >= least[key >> np.uint32(_SPAN_SHIFT), row])
+    stays = np.flatnonzero(key >= least[span_of(key), row])
     return Tiles(_splits_by_row(wide[stays], len(newest_ms)), key[stays], count[stays])

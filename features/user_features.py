@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import tiles
-from features.declare import Array, Drift, Feature, Level, RowPolicy, UserContext
+from features.declare import DAY_MS, Array, Drift, Feature, Level, RowPolicy, UserContext
 from features.hashing import hash_id
-from features.ragged import owners, spans
+from features.ragged import owners, spans, splits_of
 from schemas.events import EventType
 
 # Static user attributes that rows keep.
@@ -37,7 +37,7 @@ PRIOR_CLICKS, PRIOR_IMPRESSIONS = 1.0, 20.0
 
 
 class Window(NamedTuple):
-    """A window of whole buckets."""
+    """How far back a window reaches: so many hours or days."""
 
     name: str
     hours: int = 0
@@ -50,11 +50,14 @@ WEEK: Final = Window("7d", days=7)
 MONTH: Final = Window("30d", days=30)
 
 
-def _newest(splits: NDArray[np.int64], values: Array, default: float = 0) -> Array:
-    """The last entries of each row, newest last, [n, history_length]; `default` in front."""
-    length = POLICY.history_length
+WINDOWS: Final = (HOUR, DAY, WEEK, MONTH)
+RECENT: Final = 5  # items of each type that are told apart from the history
+
+
+def _newest(splits: NDArray[np.int64], values: Array, length: int = POLICY.history_length) -> Array:
+    """The last entries of each row, newest last, [n, length]; 0 in front."""
     kept = np.minimum(np.diff(splits), length)
-    found = np.full((len(kept), length), default, values.dtype)
+    found = np.zeros((len(kept), length), values.dtype)
     rows = np.repeat(np.arange(len(kept)), kept)
     columns = spans(length - kept, kept)
     found[rows, columns] = values[spans(splits[1:] - kept, kept)]
@@ -82,50 +85,126 @@ def history_ages(context: UserContext) -> Array:
 
 
 def history_values(context: UserContext) -> Array:
-    """Values of the history, 0 for none, [n, history_length]."""
+    """Values of the history, sign(v) * log(1 + |v|), 0 for none, [n, history_length]."""
     rows = context.rows
-    return np.nan_to_num(_newest(rows.history_splits, rows.history_value))
+    values = np.nan_to_num(_newest(rows.history_splits, rows.history_value))
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)), np.float32)
 
 
-def _window_count(
-    context: UserContext, types: Sequence[EventType], window: Window
-) -> NDArray[np.int64]:
-    return tiles.window_counts(
-        context.rows, types, context.now_ms, hours=window.hours, days=window.days
+def _tiles(context: UserContext) -> tiles.Tiles:
+    rows = context.rows
+    return tiles.Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
+
+
+def _window_count(context: UserContext, event_type: EventType, window: Window) -> Array:
+    """Events of the type in the window, [n] float64; see `tiles.sliding_table`."""
+    hours, days = window.hours, window.days
+    table = context.shared(
+        window,
+        lambda: tiles.sliding_table(_tiles(context), context.now_ms, hours=hours, days=days),
     )
+    return table[:, event_type]
 
 
 def count(event_type: EventType, window: Window) -> Feature:
     """Counts of one event type in a window."""
 
     def compute(context: UserContext) -> Array:
-        return np.log1p(_window_count(context, [event_type], window)).astype(np.float32)
+        return np.log1p(_window_count(context, event_type, window)).astype(np.float32)
 
     return Feature(
         name=f"user_{event_type.name.lower()}s_{window.name}",
         level=Level.USER,
         dtype="float32",
         compute=compute,
-        doc=f"log(1 + {event_type.name} events of the user in the last {window.name})",
+        revision=2,
+        doc=f"log(1 + {event_type.name} events of the user in the last {window.name}); of the "
+        "oldest bucket the share that the window covers",
     )
 
 
-def rate(name: str, done: EventType, window: Window) -> Feature:
+def rate(done: EventType, window: Window) -> Feature:
     """How often an impression is followed by something, shrunk towards the prior."""
 
     def compute(context: UserContext) -> Array:
-        many = _window_count(context, [done], window) + PRIOR_CLICKS
-        of = _window_count(context, [EventType.IMPRESSION], window) + PRIOR_IMPRESSIONS
+        many = _window_count(context, done, window) + PRIOR_CLICKS
+        of = _window_count(context, EventType.IMPRESSION, window) + PRIOR_IMPRESSIONS
         return np.minimum(many / of, 1.0).astype(np.float32)
 
     return Feature(
-        name=name,
+        name=f"user_{done.name.lower()}_rate_{window.name}",
         level=Level.USER,
         dtype="float32",
         compute=compute,
         default=PRIOR_CLICKS / PRIOR_IMPRESSIONS,
+        revision=2,
         doc=f"{done.name} events an impression in the last {window.name}, shrunk to 1 in 20",
     )
+
+
+def decayed(name: str, types: Sequence[EventType], half_life_days: int) -> Feature:
+    """Counts that fade: each event halves with every half-life since its day."""
+
+    def compute(context: UserContext) -> Array:
+        table = context.shared(
+            ("decayed", half_life_days),
+            lambda: tiles.decayed_table(_tiles(context), context.now_ms, half_life_days * DAY_MS),
+        )
+        total: Array = np.log1p(table[:, list(types)].sum(axis=1)).astype(np.float32)
+        return total
+
+    return scalar(
+        name,
+        compute,
+        f"log(1 + {', '.join(t.name for t in types)} events of 30 days, each halved for every "
+        f"{half_life_days} days since)",
+    )
+
+
+def recent(event_type: EventType) -> Feature:
+    """The last items of one type, from the history."""
+
+    def compute(context: UserContext) -> Array:
+        at, owner = _of_type(context, event_type)
+        splits = splits_of(np.bincount(owner, minlength=len(context.rows)))
+        return _newest(splits, context.rows.history_item[at], RECENT).view(np.int64)
+
+    return Feature(
+        name=f"recent_{event_type.name.lower()}s",
+        level=Level.USER,
+        dtype="int64",
+        compute=compute,
+        length=RECENT,
+        drift=Drift.HASHED,
+        doc=f"hashes of the last {RECENT} {event_type.name} items of the history, newest last; "
+        "0: none",
+    )
+
+
+def recency(event_type: EventType) -> Feature:
+    """How long ago the history's newest event of a type is."""
+
+    def compute(context: UserContext) -> Array:
+        at, owner = _of_type(context, event_type)
+        newest = np.zeros(len(context.rows), np.int64)
+        np.maximum.at(newest, owner, context.rows.history_time_ms[at])
+        return since(newest, context.now_ms, 1000)
+
+    return scalar(
+        f"since_{event_type.name.lower()}",
+        compute,
+        f"log(1 + seconds since the newest {event_type.name} of the history); 0: none",
+    )
+
+
+def _of_type(
+    context: UserContext, event_type: EventType
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Flat places of the history's entries of a type, and whose they are."""
+    rows = context.rows
+    owner = context.shared("history owners", lambda: owners(rows.history_splits))
+    at = np.flatnonzero(rows.history_type == event_type)
+    return at, owner[at]
 
 
 def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -> Array:
@@ -135,15 +214,39 @@ def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -
     return found
 
 
+def _in_session(context: UserContext) -> Array:
+    """Which entries of the history have no gap of 30 minutes after them, [n, history_length]."""
+
+    def compute() -> Array:
+        times = _newest(context.rows.history_splits, context.rows.history_time_ms)
+        # A later neighbour of the newest entry is the request itself.
+        later = np.concatenate([times[:, 1:], context.now_ms[:, None]], axis=1)
+        near = (times > 0) & (later - times <= SESSION_GAP_MS)
+        return np.cumprod(near[:, ::-1], axis=1)[:, ::-1].astype(np.bool_)
+
+    return context.shared("session", compute)
+
+
 def session_length(context: UserContext) -> Array:
     """Interactions since the last gap of 30 minutes, 0 if the newest is older than that."""
-    times = _newest(context.rows.history_splits, context.rows.history_time_ms)
-    # A later neighbour of the newest entry is the request itself.
-    later = np.concatenate([times[:, 1:], context.now_ms[:, None]], axis=1)
-    near = (times > 0) & (later - times <= SESSION_GAP_MS)
-    unbroken = np.cumprod(near[:, ::-1], axis=1)
-    length: Array = np.log1p(unbroken.sum(axis=1)).astype(np.float32)
+    length: Array = np.log1p(_in_session(context).sum(axis=1)).astype(np.float32)
     return length
+
+
+def session_age(context: UserContext) -> Array:
+    """Time since the session's first interaction, 0 without a session."""
+    times = _newest(context.rows.history_splits, context.rows.history_time_ms)
+    first = np.where(_in_session(context), times, np.iinfo(np.int64).max).min(axis=1)
+    return since(np.where(first <= context.now_ms, first, 0), context.now_ms, 1000)
+
+
+def session_items(context: UserContext) -> Array:
+    """How many items the session is about."""
+    items = _newest(context.rows.history_splits, context.rows.history_item)
+    items = np.sort(np.where(_in_session(context), items, 0), axis=1)
+    new = (items[:, 1:] != items[:, :-1]) & (items[:, 1:] != 0)
+    distinct: Array = np.log1p(new.sum(axis=1) + (items[:, 0] != 0)).astype(np.float32)
+    return distinct
 
 
 def cycle(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,3 +137,44 @@ def test_every_event_meets_one_fate(events: EventColumns) -> None:
     counts = fold(empty(USERS), events, POLICY).counts
     total = counts.accepted + counts.duplicate + counts.late + counts.erased
     assert total == len(events)
+
+
+def own_ids(events: EventColumns) -> EventColumns:
+    """The same events, no id twice, none erased, all within the horizon of each other."""
+    n = len(events)
+    return replace(
+        events,
+        event_id=np.arange(1, n + 1, dtype=np.uint64),
+        event_time_ms=START + events.event_time_ms % (POLICY.horizon_ms + 1),
+        erase=np.zeros(n, np.bool_),
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(events=event_lists())
+def test_events_out_of_order_within_the_horizon_fill_the_windows_that_sorted_ones_do(
+    events: EventColumns,
+) -> None:
+    events = own_ids(events)
+    came = fold(empty(USERS), events, POLICY)
+    order = np.argsort(events.event_time_ms, kind="stable")
+    ordered = fold(empty(USERS), events.take(order), POLICY)
+    assert came.accepted.all()
+    assert ordered.accepted.all()
+    columns = ("first_seen_ms", "last_seen_ms", "tile_splits", "tile_key", "tile_count")
+    for name in columns:
+        np.testing.assert_array_equal(getattr(came.rows, name), getattr(ordered.rows, name), name)
+
+
+@settings(max_examples=200, deadline=None)
+@given(events=event_lists(), data=st.data())
+def test_any_prefix_that_comes_again_changes_nothing(
+    events: EventColumns, data: st.DataObject
+) -> None:
+    events = own_ids(events)
+    policy = replace(POLICY, ring_length=len(events) + 1)
+    once = fold(empty(USERS), events, policy)
+    prefix = part(events, 0, data.draw(st.integers(0, len(events))))
+    twice = fold(once.rows, prefix, policy)
+    assert twice.duplicate.all()
+    assert stored(twice.rows) == stored(once.rows)

@@ -47,12 +47,16 @@ def test_neither_order_nor_cuts_change_a_partial(
 
 
 @settings(max_examples=100, deadline=None)
-@given(given=events, partition=st.lists(st.integers(0, 2), min_size=40, max_size=40))
-def test_partitions_add_up_to_what_happened(
-    given: list[tuple[int, int, int]], partition: list[int]
+@given(
+    given=events,
+    partition=st.lists(st.integers(0, 2), min_size=40, max_size=40),
+    order=st.permutations(range(3)),
+)
+def test_partitions_in_any_order_add_up_to_what_happened(
+    given: list[tuple[int, int, int]], partition: list[int], order: list[int]
 ) -> None:
     table = ItemTable(FINGERPRINT)
-    for p in range(3):
+    for p in order:
         mine = [e for e, where in zip(given, partition, strict=False) if where == p]
         partials = stored(folded(empty_partials(ITEMS), mine))
         table.put_partials(

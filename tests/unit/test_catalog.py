@@ -32,7 +32,7 @@ MINUTE = 60_000
 # When this fails, the set has changed: stored rows and models of the old one no longer fit it. If
 # that is what you want, put the new fingerprint here; if only a computation changed its meaning,
 # raise its `revision` first; if nothing should have changed, find out what did.
-GOLDEN = "4ae39a1431ef415d"
+GOLDEN = "aebac350dfffd13f"
 
 
 def test_the_fingerprint_changes_only_on_purpose() -> None:
@@ -112,18 +112,82 @@ def test_history_is_padded_in_front_and_newest_last() -> None:
 
 
 def test_windows_slide_although_no_event_comes() -> None:
-    rows = rows_of(1, (0, "a", CLICK, NOW))
+    """The one event is in the first minute of an hour and of a day."""
+    midnight = 20_000 * DAY_MS
+    rows = rows_of(1, (0, "a", CLICK, midnight))
     names = [f"user_clicks_{w}" for w in ("1h", "24h", "7d", "30d")]
 
-    def seen(now_ms: int) -> list[bool]:
+    def seen(now_ms: int) -> list[float]:
         found = of_users(users(rows, now_ms))
-        return [bool(found[name][0] == np.float32(np.log(2))) for name in names]
+        return [round(float(np.expm1(found[name][0])), 6) for name in names]
 
-    assert seen(NOW) == [True, True, True, True]
-    assert seen(NOW + HOUR_MS) == [False, True, True, True]
-    assert seen(NOW + DAY_MS) == [False, False, True, True]
-    assert seen(NOW + 7 * DAY_MS) == [False, False, False, True]
-    assert seen(NOW + 30 * DAY_MS) == [False] * 4
+    assert seen(midnight) == [1, 1, 1, 1]
+    assert seen(midnight + HOUR_MS - 1) == [1, 1, 1, 1]
+    assert seen(midnight + HOUR_MS) == [1, 1, 1, 1]
+    # From here on the hour's bucket is the oldest, of which less and less is within the window.
+    assert seen(midnight + HOUR_MS + 15 * MINUTE) == [0.75, 1, 1, 1]
+    assert seen(midnight + 2 * HOUR_MS) == [0, 1, 1, 1]
+    assert seen(midnight + 24 * HOUR_MS + 45 * MINUTE) == [0, 0.25, 1, 1]
+    assert seen(midnight + 25 * HOUR_MS) == [0, 0, 1, 1]
+    assert seen(midnight + 7 * DAY_MS + 6 * HOUR_MS) == [0, 0, 0.75, 1]
+    assert seen(midnight + 8 * DAY_MS) == [0, 0, 0, 1]
+    assert seen(midnight + 30 * DAY_MS + 12 * HOUR_MS) == [0, 0, 0, 0.5]
+    assert seen(midnight + 31 * DAY_MS) == [0, 0, 0, 0]
+
+
+def test_an_hour_counts_what_came_before_the_hour_struck() -> None:
+    """Of 60 events a minute apart, the last hour has all 60, whenever within an hour it ends."""
+    for minute in (1, 10, 30, 59):
+        now = NOW + minute * MINUTE
+        rows = rows_of(1, *[(0, "a", CLICK, now - i * MINUTE) for i in range(120)])
+        found = np.expm1(of_users(users(rows, now))["user_clicks_1h"][0])
+        assert found == pytest.approx(60, abs=1.5), minute
+
+
+def test_decayed_counts_halve_with_every_half_life() -> None:
+    rows = rows_of(1, (0, "a", CLICK, NOW), (0, "a", VIEW, NOW))
+
+    def seen(days: int) -> list[float]:
+        found = of_users(users(rows, NOW + days * DAY_MS))
+        return [float(np.expm1(found[f"user_positives_decayed_{h}d"][0])) for h in (1, 7)]
+
+    # At NOW, six in the morning, the events of the day are taken to be three hours old.
+    assert seen(0) == pytest.approx([2 ** -(3 / 24), 2 ** -(3 / 24 / 7)], rel=1e-5)
+    middle = (18 - 12) / 24  # a day later they are as old as noon is
+    assert seen(1) == pytest.approx([2 ** -(middle + 0.5), 2 ** -((middle + 0.5) / 7)], rel=1e-5)
+    assert seen(8)[0] == pytest.approx(seen(1)[0] / 2**7, rel=1e-5)
+    assert seen(8)[1] == pytest.approx(seen(1)[1] / 2, rel=1e-5)
+    assert seen(-2) == [0, 0]  # days after now
+
+
+def test_rates_are_shrunk_towards_the_prior_by_what_is_not_known() -> None:
+    assert of_users(users(empty(1)))["user_click_rate_24h"][0] == np.float32(1 / 20)
+    shown = [(0, f"i{n}", SHOWN, NOW) for n in range(80)]
+    clicked = [(0, f"i{n}", CLICK, NOW) for n in range(9)]
+    found = of_users(users(rows_of(1, *shown, *clicked)))
+    assert found["user_click_rate_1h"][0] == np.float32((9 + 1) / (80 + 20))
+    assert found["user_purchase_rate_30d"][0] == np.float32(1 / 100)
+
+
+def test_recent_items_are_told_by_type() -> None:
+    clicks = [(0, f"c{n}", CLICK, NOW + n) for n in range(7)]
+    rows = rows_of(2, *clicks, (0, "v", VIEW, NOW), (1, "w", VIEW, NOW))
+    found = of_users(users(rows, NOW + 10_000))
+    last = found["recent_clicks"].view(np.uint64)
+    assert last[0].tolist() == [hash_id(f"c{n}") for n in range(2, 7)]
+    assert found["recent_views"].view(np.uint64)[:, -1].tolist() == [hash_id("v"), hash_id("w")]
+    assert not found["recent_views"][:, :-1].any()
+    assert not last[1].any()
+    assert found["since_click"] == pytest.approx([np.log1p(10 - 0.006), 0])
+    assert found["since_view"] == pytest.approx([np.log(11), np.log(11)])
+
+
+def test_values_of_the_history_are_logarithms_that_keep_their_sign() -> None:
+    given = replace(
+        events((0, "a", CLICK, NOW), (0, "a", CLICK, NOW)), value=np.array([-3, 99], np.float32)
+    )
+    found = of_users(users(fold(empty(1), given, CATALOG.row).rows))
+    assert found["history_values"][0, -2:] == pytest.approx([-np.log(4), np.log(100)])
 
 
 def test_what_comes_after_now_is_not_counted() -> None:
@@ -137,6 +201,15 @@ def test_a_session_ends_with_a_gap_of_half_an_hour() -> None:
     rows = rows_of(1, *[(0, "a", CLICK, at) for at in times])
     assert of_users(users(rows))["session_length"][0] == pytest.approx(np.log(3))
     assert of_users(users(rows, NOW + 2 * MINUTE))["session_length"][0] == 0
+
+
+def test_a_session_has_an_age_and_items() -> None:
+    times = [(0, "old", CLICK, NOW - 90 * MINUTE)]
+    times += [(0, item, CLICK, NOW - at * MINUTE) for item, at in (("a", 40), ("b", 20), ("a", 1))]
+    found = of_users(users(rows_of(2, *times)))
+    assert found["session_age"] == pytest.approx([np.log1p(40 * 60), 0])
+    assert found["session_items"] == pytest.approx([np.log(3), 0])
+    assert found["session_length"] == pytest.approx([np.log(4), 0])
 
 
 def test_time_of_day_is_a_circle() -> None:
@@ -158,6 +231,15 @@ def test_affinity_is_the_share_of_the_history_that_matches(table: ItemTable) -> 
     # x: a b b of 4; y: a of 4; a candidate's share is the mean over its categories.
     assert found["category_affinity"].tolist() == [0.5, 0.75, 0, 0, 0]
     assert found["creator_affinity"].tolist() == [0.25, 0, 0, 0, 0]
+
+
+def test_affinity_to_what_was_liked_looks_at_positives_only(table: ItemTable) -> None:
+    looked = [(0, "b", VIEW, NOW)] * 3
+    context = users(rows_of(1, (0, "a", CLICK, NOW), (0, "n", CLICK, NOW), *looked))
+    found = of_items(candidates(context, table, (0, "a"), (0, "b")))
+    assert found["category_affinity"] == pytest.approx([0.5, 0.8])
+    assert found["category_positives"] == pytest.approx([0.5, 0.5])
+    assert found["creator_positives"] == pytest.approx([0.5, 0])
 
 
 def test_items_are_looked_up_and_unknown_ones_are_marked(table: ItemTable) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,14 @@ def test_a_repeated_id_is_counted_once(folding: Fold) -> None:
     folded = folding(empty(2), events({"id": 7}, {"id": 7}, {"id": 7, "row": 1}), RowPolicy())
     assert folded.duplicate.tolist() == [False, True, False]
     assert clicks(folded.rows, hours=24) == [1, 1]
+
+
+def test_ids_that_agree_in_32_bits_are_taken_for_one(folding: Fold) -> None:
+    """What a ring stores decides, in a batch and between two: cuts change nothing."""
+    rows = folding(empty(1), events({"id": 7}), RowPolicy()).rows
+    assert folding(rows, events({"id": 2**32 + 7}), RowPolicy()).duplicate.tolist() == [True]
+    both = folding(empty(1), events({"id": 7}, {"id": 2**32 + 7}), RowPolicy())
+    assert both.duplicate.tolist() == [False, True]
 
 
 def test_an_id_is_forgotten_with_the_ring_length_th_push_after_it(folding: Fold) -> None:
@@ -194,6 +203,62 @@ def test_one_hot_user_and_many_users_fold_as_one_by_one_does() -> None:
             rows_a, rows_b = a.rows, b.rows
             assert encode(rows_a, MINE) == encode(rows_b, MINE)
             assert a.counts == b.counts
+
+
+def cut(given: EventColumns, size: int) -> list[EventColumns]:
+    return [
+        given.take(np.arange(at, min(at + size, len(given)))) for at in range(0, len(given), size)
+    ]
+
+
+def crowd(n: int, users: int, step_ms: int) -> EventColumns:
+    """n interactions with one hot item, `step_ms` apart, by users of whom the first is hot."""
+    rng = np.random.default_rng(17)
+    return EventColumns(
+        row=np.where(rng.random(n) < 0.5, 0, rng.integers(0, users, n)),
+        event_id=rng.permutation(n).astype(np.uint64) + np.uint64(1),
+        item=np.full(n, 7, np.uint64),
+        event_type=rng.integers(1, 10, n).astype(np.uint8),
+        event_time_ms=NOW + np.arange(n) * step_ms,
+        value=rng.random(n).astype(np.float32),
+        erase=np.zeros(n, np.bool_),
+    )
+
+
+@pytest.mark.parametrize("users", [1, 2_000])
+def test_a_hundred_thousand_events_of_one_second_are_all_counted(users: int) -> None:
+    given = crowd(100_000, users, 0)
+    whole = fold(empty(users), given, RowPolicy())
+    assert whole.accepted.all()
+    assert int(window_counts(whole.rows, range(11), np.full(users, NOW), hours=1).sum()) == 100_000
+    rows = empty(users)
+    for some in cut(given, 8_192):
+        rows = fold(rows, some, RowPolicy()).rows
+    assert encode(rows, MINE) == encode(whole.rows, MINE)
+
+
+def test_a_row_stays_small_however_much_its_user_does() -> None:
+    """60,000 events of 170 bytes are 10 MB of the log."""
+    rows, most = empty(1), 0
+    for some in cut(crowd(60_000, 1, 60_000), 4_096):
+        rows = fold(rows, some, RowPolicy()).rows
+        most = max(most, len(encode(rows, MINE)[0]))
+    assert most < 4_096
+    assert int(window_counts(rows, range(11), rows.last_seen_ms).sum()) == 60_000
+
+
+def test_batches_of_one_user_and_empty_ones_fold_as_the_whole() -> None:
+    given = crowd(300, 5, 1_000)
+    whole = fold(empty(5), given, RowPolicy()).rows
+    alone = []
+    for user in range(5):
+        mine = given.take(np.flatnonzero(given.row == user))
+        mine = replace(mine, row=np.zeros(len(mine), np.int64))
+        rows = fold(empty(1), mine.take(np.arange(0)), RowPolicy()).rows
+        for some in cut(mine, 1):
+            rows = fold(rows, some, RowPolicy()).rows
+        alone += encode(fold(rows, mine.take(np.arange(0)), RowPolicy()).rows, MINE)
+    assert alone == encode(whole, MINE)
 
 
 def test_far_more_rows_than_a_running_maximum_of_times_can_hold() -> None:

@@ -1,9 +1,13 @@
 """The stored form of rows, and picking and joining them."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from features.rows import Rows, concat, decode, empty, encode, take
+from features.tiles import HOUR, tile_key
 
 MINE = "0123456789abcdef"
 
@@ -19,7 +23,7 @@ def two_rows() -> Rows:
         history_type=np.array([3, 9], np.uint8),
         history_value=np.array([np.nan, 4.5], np.float32),
         ring_splits=np.array([0, 1, 3]),
-        ring=np.array([11, 12, 13], np.uint64),
+        ring=np.array([11, 12, 2**32 - 1], np.uint32),
         tile_splits=np.array([0, 1, 1]),
         tile_key=np.array([3], np.uint32),
         tile_count=np.array([2**32 - 1], np.uint32),
@@ -77,11 +81,24 @@ def test_every_nan_is_stored_as_the_same_nan() -> None:
     assert same(rows, Rows(**other))
 
 
-def test_a_part_that_is_too_long_is_refused() -> None:
-    rows = {name: getattr(empty(1), name) for name in Rows.__slots__}
-    long = rows | {"ring_splits": np.array([0, 65536]), "ring": np.zeros(65536, np.uint64)}
-    with pytest.raises(ValueError, match="longer than 65535"):
-        encode(Rows(**long), MINE)
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"tile_key": np.array([tile_key(HOUR, 1, 0)], np.uint32)}, "newer than its row's"),
+        ({"tile_count": np.array([0], np.uint32)}, "counts nothing"),
+        ({"history_type": np.array([16, 1], np.uint8)}, "types must be below 16, got 16"),
+        ({"last_seen_ms": np.array([2**48, 0])}, "times out of range"),
+    ],
+)
+def test_a_row_that_no_fold_gives_is_refused(changed: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        encode(replace(two_rows(), **changed), MINE)
+
+
+def test_a_row_that_is_too_long_is_refused() -> None:
+    ring = {"ring_splits": np.array([0, 1024]), "ring": np.zeros(1024, np.uint32)}
+    with pytest.raises(ValueError, match="too long"):
+        encode(replace(empty(1), **ring), MINE)
 
 
 def test_rows_are_taken_in_any_order_and_number() -> None:

@@ -1,0 +1,134 @@
+"""
+Stored values: parts laid out row by row in one buffer, and cut into values behind checksums.
+
+A value begins with 64 bits: xxh3 of what follows, xor what the value is (its kind, its form's
+version, its feature set's fingerprint). So one comparison tells a value that is whole and ours from
+one that is cut, damaged, of an older form or of another feature set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from features.ragged import spans, splits_of
+
+SEAL_BYTES: Final = 8
+_PADDING_BYTES: Final = 8  # behind the last value, so that a word may begin at its last byte
+
+Bytes = NDArray[np.uint8]
+
+
+class Part(NamedTuple):
+    """
+    Something that every row has `lengths[i]` of, row after row.
+
+    Of each entry the first `size` bytes are stored. What lies above them must be nothing.
+    """
+
+    flat: NDArray[Any]
+    lengths: NDArray[np.int64]  # [n]
+    size: int
+
+
+class LaidOut(NamedTuple):
+    """Every row's parts one after the other, behind room for its checksum; padded."""
+
+    data: Bytes
+    splits: NDArray[np.int64]  # [n + 1]
+
+
+def laid_out(parts: Sequence[Part]) -> LaidOut:
+    """
+    Lay out the parts of n rows.
+
+    Words are written whole, in ascending order: what an entry writes beyond its size is written
+    over by the next entry, the next part, or the checksum of the next row.
+    """
+    sizes = np.sum([part.lengths * part.size for part in parts], axis=0)
+    splits = splits_of(SEAL_BYTES + sizes)
+    data = np.empty(int(splits[-1]) + _PADDING_BYTES, np.uint8)
+    at = splits[:-1] + SEAL_BYTES
+    for flat, lengths, size in parts:
+        if len(flat):
+            _words(data, flat.dtype)[spans(at, lengths, size)] = flat
+            at = at + lengths * size
+    return LaidOut(data, splits)
+
+
+def sealed(laid: LaidOut, kind: int) -> list[bytes]:
+    """Put each value's checksum before it, and cut the values apart."""
+    view, digest = laid.data.data, xxhash.xxh3_64_intdigest
+    bounds = laid.splits.tolist()
+    ends = bounds[1:]
+    found = np.fromiter(
+        (digest(view[a + SEAL_BYTES : b]) for a, b in zip(bounds, ends, strict=False)),
+        np.uint64,
+        len(ends),
+    )
+    _words(laid.data, np.dtype("u8"))[laid.splits[:-1]] = found ^ np.uint64(kind)
+    return [bytes(view[a:b]) for a, b in zip(bounds, ends, strict=False)]
+
+
+class Unsealed:
+    """
+    The m values that are whole and ours, one after the other, to be read part by part.
+
+    `there` are their places among the values given, `corrupt` those of values that were given and
+    are not whole or not ours.
+    """
+
+    def __init__(self, values: Sequence[bytes | None], kind: int, least: int) -> None:
+        """`least`: bytes that a value of this kind has at least, checksum included."""
+        sizes = np.fromiter((0 if v is None else len(v) for v in values), np.int64, len(values))
+        given = np.fromiter((v is not None for v in values), np.bool_, len(values))
+        good = sizes >= least
+        kept = [v for v, fine in zip(values, good.tolist(), strict=True) if fine and v]
+        digest = xxhash.xxh3_64_intdigest
+        found = np.fromiter(
+            (digest(memoryview(v)[SEAL_BYTES:]) for v in kept), np.uint64, len(kept)
+        )
+        self._data, at = _joined(kept, sizes[good])
+        fine = _words(self._data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
+        good[good] = fine
+        self.there = np.flatnonzero(good)
+        self.corrupt = tuple(np.flatnonzero(given & ~good).tolist())
+        self._at = at[fine] + SEAL_BYTES
+
+    def one(self, dtype: str, size: int) -> NDArray[Any]:
+        """The next part, of which every row has one entry, [m]."""
+        found = _cut(_words(self._data, np.dtype(dtype))[self._at], size)
+        self._at = self._at + size
+        return found
+
+    def next(self, dtype: str, size: int, lengths: NDArray[np.int64]) -> NDArray[Any]:
+        """The next part, of which every row has so many entries."""
+        words = _words(self._data, np.dtype(dtype))
+        if not lengths.any():
+            return np.empty(0, words.dtype)
+        at = spans(self._at, lengths, size)
+        self._at = self._at + lengths * size
+        return _cut(words[at], size)
+
+
+def _joined(values: list[bytes], sizes: NDArray[np.int64]) -> tuple[Bytes, NDArray[np.int64]]:
+    """All values in one buffer, padded, and where each begins."""
+    data = np.frombuffer(b"".join([*values, bytes(_PADDING_BYTES)]), np.uint8)
+    return data, np.cumsum(sizes) - sizes
+
+
+def _words(data: Bytes, kind: np.dtype[Any]) -> NDArray[Any]:
+    """The buffer as a word from every byte on: they overlap."""
+    shape = (len(data) - kind.itemsize + 1,)
+    return np.ndarray(shape, kind.newbyteorder("<"), data, strides=(1,))
+
+
+def _cut(words: NDArray[Any], size: int) -> NDArray[Any]:
+    """Only the first `size` bytes of each."""
+    if size < words.itemsize:
+        words &= words.dtype.type((1 << 8 * size) - 1)
+    return words

@@ -95,6 +95,15 @@ def test_taking_and_concatenating_gives_the_same_bytes() -> None:
     assert encode(concat(parts), FEATURES) == encode(whole, FEATURES)
 
 
+def test_the_items_of_a_list_have_the_bytes_that_each_has_alone() -> None:
+    mixed = take(examples(4), np.repeat([0, 1, 2, 1], 3))
+    mixed.users.floats[4:7] = np.nan
+    mixed.labels[5] = 9
+    alone = [encode(take(mixed, np.array([i])), FEATURES)[0] for i in range(len(mixed))]
+    assert encode(mixed, FEATURES) == alone
+    assert len(set(alone)) == 6
+
+
 def test_columns_of_unequal_length_are_named() -> None:
     with pytest.raises(ValueError, match=r"columns of other lengths.*user_id"):
         Examples(**{**{n: getattr(examples(2), n) for n in Examples.__slots__}, "user_id": ["a"]})  # type: ignore[arg-type]

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.errors import Refused
 from schemas.events import EventType
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Feature:
     One feature. `compute` takes a UserContext or ItemContext and returns [n] or [n, length].
 
     `revision` must grow when `compute` changes its meaning: it is part of the fingerprint.
+    `defaultable` is not: it says what a reader may do without, not what a value means.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Feature:
     default: float = 0
     drift: Drift = Drift.NUMERIC
     revision: int = 1
+    defaultable: bool = False  # examples from before this feature may be read: see `missing`
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -172,12 +175,90 @@ class FeatureSet:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change when any declared feature or the row's policy changes."""
-        declared = {
-            "features": [
-                [f.name, f.level, f.dtype, f.length, f.default, f.drift, f.revision]
-                for f in self.features
-            ],
-            "row": [getattr(self.row, name) for name in RowPolicy.__slots__],
-        }
-        text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(declared(self).encode()).hexdigest()[:16]
+
+
+def declared(features: FeatureSet) -> str:
+    """
+    The set's declaration as canonical JSON: what its fingerprint is the hash of.
+
+    Whoever stores values of the set stores this beside them, so that a later set can tell what they
+    lack: see `missing`.
+    """
+    declaration = {
+        "features": [
+            {name: getattr(f, name) for name in _DECLARED_OF_FEATURE} for f in features.features
+        ],
+        "row": {name: getattr(features.row, name) for name in RowPolicy.__slots__},
+    }
+    return json.dumps(declaration, sort_keys=True, separators=(",", ":"))
+
+
+def missing(features: FeatureSet, declaration: str) -> tuple[str, ...]:
+    """
+    The features that values stored under `declaration` lack, each of which may have its default.
+
+    Nothing is missing under the set's own declaration. Order counts, since packed values lie in it.
+    A row may keep more attributes than it did: what it kept before means the same.
+
+    Raises:
+        Refused: the sets differ in more than missing features that are declared `defaultable`;
+            every difference is named.
+    """
+    ours, theirs = json.loads(declared(features)), _parsed(declaration)
+    had = {f["name"] for f in theirs["features"]}
+    lacking = tuple(f for f in features.features if f.name not in had)
+    problems = [f"{f.name} is missing and not defaultable" for f in lacking if not f.defaultable]
+    problems += _feature_differences(ours["features"], theirs["features"])
+    problems += _row_differences(ours["row"], theirs["row"])
+    if problems:
+        raise Refused(f"stored for another feature set: {'; '.join(problems)}")
+    return tuple(f.name for f in lacking)
+
+
+_DECLARED_OF_FEATURE: Final = ("name", "level", "dtype", "length", "default", "drift", "revision")
+
+
+def _parsed(declaration: str) -> dict[str, Any]:
+    try:
+        found = json.loads(declaration)
+        names = [f["name"] for f in found["features"]]
+        whole = isinstance(found["row"], dict) and len(set(names)) == len(names)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"no feature set's declaration: {declaration:.80} ({error!r})") from error
+    if not whole:
+        raise Refused(f"no feature set's declaration: {declaration:.80}")
+    return dict(found)
+
+
+def _feature_differences(
+    ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
+) -> list[str]:
+    """How features that both declare differ, and what only they declare: a line each."""
+    mine = {f["name"]: f for f in ours}
+    found = []
+    for other in theirs:
+        name = other["name"]
+        if name not in mine:
+            found.append(f"{name} is no longer declared")
+            continue
+        found += [f"{name}: {line}" for line in _differences(mine[name], other)]
+    common = [f["name"] for f in theirs if f["name"] in mine]
+    kept = set(common)
+    if common != [f["name"] for f in ours if f["name"] in kept]:
+        found.append("the features stand in another order")
+    return found
+
+
+def _row_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    grown = set(ours["attributes"]) >= set(theirs.get("attributes", ()))
+    theirs = theirs | ({"attributes": ours["attributes"]} if grown else {})
+    return [f"row: {line}" for line in _differences(ours, theirs)]
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} is {theirs.get(name)!r}, here {ours.get(name)!r}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from features.join import JoinPolicy
     from ingest.kafka import KafkaSource
 
-Root = Annotated[Path | None, typer.Option("--archive-dir", help="Default: from the settings.")]
+Root = Annotated[
+    str | None, typer.Option("--archive-dir", help="Folder or URL. Default: from the settings.")
+]
 Partitions = Annotated[
     str, typer.Option(help="Only these partitions, e.g. 0,2. Others run elsewhere.")
 ]
@@ -59,6 +60,7 @@ def join(
     Example: `millstream features join --window-s 1800`
     """
     from features.catalog import CATALOG
+    from features.disk import place
     from features.join_worker import JoinParts, JoinWorker, Rotation, WorkPolicy
     from ingest.kafka import KafkaLog
     from ingest.metrics import PrometheusMetrics
@@ -76,7 +78,7 @@ def join(
             registry=RemoteRegistry(settings.registry_url, settings.timeout_s),
             topics=Topics(settings.topic_prefix),
             features=CATALOG,
-            root=archive_dir or settings.archive_dir,
+            root=place(archive_dir or settings.archive_dir),
             clock=SystemClock(),
             metrics=PrometheusMetrics(),
         )
@@ -96,6 +98,7 @@ def archive(
 
     Example: `millstream features archive --rotate-s 300`
     """
+    from features.disk import place
     from features.event_archive import ArchiveParts, ArchivePolicy, EventArchiver
     from features.join_worker import Rotation
     from ingest.kafka import KafkaLog
@@ -108,7 +111,7 @@ def archive(
             log=KafkaLog(settings.bootstrap_servers, settings.timeout_s),
             source=source,
             topics=Topics(settings.topic_prefix),
-            root=archive_dir or settings.archive_dir,
+            root=place(archive_dir or settings.archive_dir),
             clock=SystemClock(),
             metrics=PrometheusMetrics(),
         )
@@ -140,6 +143,7 @@ def backfill(
     from features.backfill import BackfillPolicy
     from features.backfill_job import BackfillParts, backfill_log
     from features.catalog import CATALOG
+    from features.disk import place
     from ingest.kafka import KafkaLog
     from ingest.topics import Topics
     from schemas.registry import RemoteRegistry
@@ -158,7 +162,7 @@ def backfill(
             registry=RemoteRegistry(settings.registry_url, settings.timeout_s),
             topics=topics,
             features=CATALOG,
-            root=archive_dir or settings.archive_dir,
+            root=place(archive_dir or settings.archive_dir),
         )
         manifest = backfill_log(parts, policy, lambda done, of: tell(done))
     size = sum(f.size_bytes for f in manifest.files)

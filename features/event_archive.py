@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +18,7 @@ import structlog
 
 from features import archive
 from features.archive import ArchiveWriter, Manifest
-from features.disk import Disk
+from features.disk import Disk, Place
 from features.join_worker import Rotation
 from features.misplaced import grouped, misplaced
 from ingest.clock import Clock
@@ -69,7 +68,7 @@ class ArchiveParts:
     log: Log
     source: Source
     topics: Topics
-    root: Path
+    root: Place
     clock: Clock
     metrics: Metrics
     disk: Disk | None = None
@@ -217,7 +216,7 @@ class EventArchiver:
 
 
 def read_events(
-    root: Path, kind: str, partition: int, from_offset: int = 0, batch_records: int = 5_000
+    root: Place, kind: str, partition: int, from_offset: int = 0, batch_records: int = 5_000
 ) -> Iterator[RecordBatch]:
     """
     What the archive holds of a partition from an offset on, in contiguous batches.
@@ -241,7 +240,7 @@ def read_events(
         yield _batch(held, at, max(end, at))
 
 
-def _archived(folder: Path, manifest: Manifest) -> Iterator[Plain]:
+def _archived(folder: Place, manifest: Manifest) -> Iterator[Plain]:
     for file in manifest.files:
         path = folder / file.path
         try:

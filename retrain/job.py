@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import FeatureSet
+from features.disk import place
 from features.examples import Examples, take
 from inference.model import ModelRef
 from inference.registry import FolderRegistry, ModelFacts
@@ -173,7 +174,7 @@ class _Job:
     def _data(self) -> JobResult:
         shop, order = self._shop, self._order
         shop.tell("taking a snapshot of the archive")
-        self._snapshot = take_snapshot(shop.settings.archive_dir)
+        self._snapshot = take_snapshot(place(shop.settings.archive_dir))
         if found := tuple(file_problems(self._snapshot, shop.features)):
             return self._end(Status.REJECTED_DATA, *found)
         shop.tell(f"reading {self._snapshot.records} examples")

@@ -12,6 +12,7 @@ from contextlib import closing
 from features.backfill import BackfillPolicy
 from features.backfill_job import BackfillParts, backfill_log
 from features.declare import FeatureSet
+from features.disk import place
 from ingest.kafka import KafkaLog, KafkaSource
 from ingest.settings import Settings
 from ingest.topics import Topics
@@ -33,7 +34,7 @@ def refresh_history(settings: Settings, features: FeatureSet) -> int:
             registry=RemoteRegistry(settings.registry_url, timeout_s),
             topics=Topics(settings.topic_prefix),
             features=features,
-            root=settings.archive_dir,
+            root=place(settings.archive_dir),
         )
         manifest = backfill_log(parts, BackfillPolicy.of_interactions(), onward=True)
     return manifest.records

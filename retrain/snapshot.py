@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from features import archive
 from features.assemble import ItemFeatures, UserFeatures
 from features.catalog import TARGETS
 from features.declare import Array, FeatureSet, Level
+from features.disk import Place
 from features.example_bytes import LABELS, NUMBERS, TEXTS
 from features.examples import LABELS as LABEL_COUNT
 from features.examples import Examples, concat, take
@@ -41,7 +41,7 @@ class Snapshot:
     """A fixed set of archive files."""
 
     id: str  # 16 hex digits over partitions, manifests and files
-    root: Path
+    root: Place
     manifests: tuple[str, ...]  # kind-partition-sequence of each
     fingerprints: tuple[str, ...]
     files: tuple[SnapshotFile, ...]
@@ -60,7 +60,7 @@ class SanityPolicy:
     most_events: int = 10_000  # on one item in one window: more is no behaviour
 
 
-def take_snapshot(root: Path) -> Snapshot:
+def take_snapshot(root: Place) -> Snapshot:
     """The examples of an archive as they stand now."""
     digest = hashlib.sha256()
     names, found, fingerprints = [], [], set()

@@ -134,7 +134,7 @@ def backfill(
     as_json: Json = False,
 ) -> None:
     """
-    Make examples of the user-events that the log holds, each as it was seen then.
+    Make examples of the user-events that log and event archive hold, each as it was seen then.
 
     Examples of an earlier backfill are replaced.
 
@@ -144,6 +144,7 @@ def backfill(
     from features.backfill_job import BackfillParts, backfill_log
     from features.catalog import CATALOG
     from features.disk import place
+    from features.past_log import PastLog, PastSource
     from ingest.kafka import KafkaLog
     from ingest.topics import Topics
     from schemas.registry import RemoteRegistry
@@ -152,17 +153,20 @@ def backfill(
     policy = BackfillPolicy.of_interactions() if interactions else BackfillPolicy()
     window_ms = _join_policy(settings.profile, window_s, None, None).window_ms
     policy = replace(policy, window_ms=window_ms, surfaces=tuple(surface or ()))
-    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
-    topics = Topics(settings.topic_prefix)
+    root, topics = place(archive_dir or settings.archive_dir), Topics(settings.topic_prefix)
+    log = PastLog(KafkaLog(settings.bootstrap_servers, settings.timeout_s), root, topics)
     records = sum(end - start for start, end in log.bounds(topics.user_events).values())
-    with closing(_source(settings)) as source, progress("events", records) as tell:
+    with (
+        closing(PastSource(_source(settings), log)) as source,
+        progress("events", records) as tell,
+    ):
         parts = BackfillParts(
             log=log,
             source=source,
             registry=RemoteRegistry(settings.registry_url, settings.timeout_s),
             topics=topics,
             features=CATALOG,
-            root=place(archive_dir or settings.archive_dir),
+            root=root,
         )
         manifest = backfill_log(parts, policy, lambda done, of: tell(done))
     size = sum(f.size_bytes for f in manifest.files)

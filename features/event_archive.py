@@ -18,6 +18,7 @@ import structlog
 
 from features import archive
 from features.archive import ArchiveWriter, Manifest
+from features.archive_file import ArchiveFile
 from features.disk import Disk, Place
 from features.join_worker import Rotation
 from features.misplaced import grouped, misplaced
@@ -27,7 +28,7 @@ from ingest.metrics import Metrics
 from ingest.topics import Topics
 from schemas import events
 from schemas.codec import ContainerFile, Plain, read_container
-from schemas.errors import ArchiveUnavailable, Rejected, Retryable
+from schemas.errors import ArchiveUnavailable, PositionForeign, Rejected, Retryable
 
 SUFFIX: Final = ".avro"
 KINDS: Final = (events.USER_EVENTS, events.RECOMMENDATIONS)
@@ -222,14 +223,20 @@ def read_events(
     What the archive holds of a partition from an offset on, in contiguous batches.
 
     Raises:
+        PositionForeign: the archive begins after that offset.
         ArchiveUnavailable: a file that counts is missing or damaged.
     """
     manifest = archive.newest(root, kind, partition)
     if manifest is None:
         return
+    if from_offset < manifest.begins[kind]:
+        raise PositionForeign(
+            f"{root / kind}: the archive of partition {partition} begins at offset "
+            f"{manifest.begins[kind]}, not {from_offset}"
+        )
     at, end = from_offset, manifest.position[kind]
     held: list[Plain] = []
-    for record in _archived(root / kind, manifest):
+    for record in _archived(root / kind, _from(manifest.files, kind, from_offset)):
         if record["offset"] < from_offset:
             continue
         if len(held) == batch_records:
@@ -240,8 +247,14 @@ def read_events(
         yield _batch(held, at, max(end, at))
 
 
-def _archived(folder: Place, manifest: Manifest) -> Iterator[Plain]:
-    for file in manifest.files:
+def _from(files: Sequence[ArchiveFile], kind: str, from_offset: int) -> Sequence[ArchiveFile]:
+    """The files with records at or after an offset: each ends where the next one starts."""
+    first = sum(1 for file in files[1:] if file.start[kind] <= from_offset)
+    return files[first:]
+
+
+def _archived(folder: Place, files: Sequence[ArchiveFile]) -> Iterator[Plain]:
+    for file in files:
         path = folder / file.path
         try:
             with path.open("rb") as stream:

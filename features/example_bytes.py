@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import google_crc32c
@@ -30,6 +31,7 @@ NUMBERS = (*_LIST_NUMBERS, *_ITEM_NUMBERS)
 LABELS = "labels"
 
 _MASK_DELTA = 0xA282EAD8
+_HEAD_BYTES, _FOOT_BYTES = 12, 4
 
 
 def encode(examples: Examples, features: FeatureSet) -> list[bytes]:
@@ -60,13 +62,39 @@ def framed(records: Sequence[bytes]) -> bytes:
     >>> framed([b"ab"]).hex()
     '020000000000000078270b3461621cb0f0f4'
     """
-    heads = {n: _length_head(n) for n in set(map(len, records))}
     checks = _masked(np.fromiter(map(google_crc32c.value, records), np.uint32, len(records)))
     feet = checks.astype("<u4").tobytes()
     parts: list[bytes] = []
-    for at, record in zip(range(0, len(feet), 4), records, strict=True):
-        parts += [heads[len(record)], record, feet[at : at + 4]]
+    for at, record in zip(range(0, len(feet), _FOOT_BYTES), records, strict=True):
+        parts += [_length_head(len(record)), record, feet[at : at + _FOOT_BYTES]]
     return b"".join(parts)
+
+
+def unframed(content: bytes) -> tuple[list[bytes], int]:
+    """
+    The whole records that a piece of a TFRecord file begins with, and how many bytes they take.
+
+    Raises:
+        ValueError: a checksum is wrong.
+
+    >>> unframed(framed([b"ab", b"c"]) + framed([b"d"])[:5])
+    ([b'ab', b'c'], 35)
+    """
+    records, feet, at = [], [], 0
+    while at + _HEAD_BYTES <= len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        if content[at : at + _HEAD_BYTES] != _length_head(size):
+            raise ValueError(f"the length of a record at byte {at} is damaged")
+        start = at + _HEAD_BYTES
+        if start + size + _FOOT_BYTES > len(content):
+            break
+        at = start + size + _FOOT_BYTES
+        records.append(content[start : start + size])
+        feet.append(content[start + size : at])
+    checks = _masked(np.fromiter(map(google_crc32c.value, records), np.uint32, len(records)))
+    if checks.astype("<u4").tobytes() != b"".join(feet):
+        raise ValueError(f"one of {len(records)} records is damaged")
+    return records, at
 
 
 def _runs(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -109,6 +137,7 @@ def _columns(values: Mapping[str, Array]) -> list[protowire.Column]:
     ]
 
 
+@lru_cache(maxsize=65_536)
 def _length_head(size: int) -> bytes:
     length = struct.pack("<Q", size)
     check = _masked(np.array([google_crc32c.value(length)], np.uint32))

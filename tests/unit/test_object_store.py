@@ -64,7 +64,7 @@ def test_a_file_system_that_looks_first_and_writes_then_is_refused(tmp_path: Pat
 
 @pytest.mark.parametrize("url", ["nonsense://a/b", "s3://bucket/without-its-library"])
 def test_a_store_that_is_not_there_is_named(url: str) -> None:
-    with pytest.raises(Misconfigured, match=url.split(":")[0]):
+    with pytest.raises(Misconfigured, match=url.split(":", maxsplit=1)[0]):
         place(url)
 
 

@@ -278,6 +278,12 @@ def manifests(root: Place, kind: str) -> dict[int, Manifest]:
     return {partition: read_manifest(path) for partition, path in sorted(last.items())}
 
 
+def partitions(root: Place, kind: str) -> list[int]:
+    """The partitions that an archive has, in order."""
+    every = (root / kind / _MANIFESTS).glob("*.json")
+    return sorted({int(path.name.split("-", 1)[0]) for path in every})
+
+
 def files(root: Place, kind: str) -> list[Any]:
     """All files that count, by partition and then in the order of their records."""
     return [
@@ -297,8 +303,7 @@ def verify(root: Place, kind: str) -> Iterator[str]:
     """
     Problems of an archive: broken chains, missing or altered files. Nothing when it is whole.
     """
-    names = {path.name.split("-", 1)[0] for path in (root / kind / _MANIFESTS).glob("*.json")}
-    for partition in sorted(int(name) for name in names):
+    for partition in partitions(root, kind):
         yield from _partition_problems(root / kind, partition)
 
 

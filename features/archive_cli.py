@@ -1,4 +1,4 @@
-"""Commands: `millstream features join | archive | backfill`."""
+"""Commands: `millstream features join | archive | backfill | compact | verify-archive`."""
 
 # What is heavy is imported inside commands, so that `--help` is quick.
 # ruff: noqa: PLC0415 - a command has as many parameters as options
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +20,8 @@ from ingest.terminal import Json, err, out, print_json, progress
 from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
+    from features.compaction import Tidied
+    from features.disk import Place
     from features.join import JoinPolicy
     from ingest.kafka import KafkaSource
 
@@ -37,6 +39,8 @@ def register(app: typer.Typer) -> None:
     app.command("join")(join)
     app.command("archive")(archive)
     app.command("backfill")(backfill)
+    app.command("compact")(compact)
+    app.command("verify-archive")(verify_archive)
 
 
 def join(
@@ -175,6 +179,92 @@ def backfill(
         print_json(found | {"fingerprint": manifest.fingerprint, "position": manifest.position})
     else:
         out.print(f"{manifest.records} examples in {len(manifest.files)} files, {size} bytes")
+
+
+def compact(
+    context: typer.Context,
+    retain_days: Annotated[
+        int | None, typer.Option(min=0, help="Drop files older than so many days of event time.")
+    ] = None,
+    min_files: Annotated[
+        int, typer.Option(min=2, help="Merge no fewer small neighbours than these.")
+    ] = 8,
+    grace_s: Annotated[
+        float, typer.Option(min=0, help="What is replaced stays so long, for those that read it.")
+    ] = 6 * 3_600.0,
+    every_s: Annotated[
+        float, typer.Option(min=0, help="Again after so many seconds, until SIGTERM. 0: once.")
+    ] = 0.0,
+    archive_dir: Root = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Merge the archives' small files, drop old ones, remove what was replaced; workers may go on.
+
+    Example: `millstream features compact --retain-days 90 --every-s 3600`
+    """
+    from features.compaction import Tidied, TidyPolicy, tidy
+    from features.disk import place
+
+    settings: Settings = context.obj
+    root, clock = place(archive_dir or settings.archive_dir), SystemClock()
+    policy = TidyPolicy(min_files=min_files, grace_s=grace_s, retain_days=retain_days)
+
+    def passes(stop: threading.Event) -> None:
+        while True:
+            found = {}
+            for kind, partition in _partitions(root):
+                done = tidy(root, kind, partition, policy, clock)
+                found[kind] = found.get(kind, Tidied()) + done
+            _tell(found, as_json)
+            if not every_s or stop.wait(every_s):
+                return
+
+    _run(passes, f"compact {root}")
+
+
+def verify_archive(context: typer.Context, archive_dir: Root = None, as_json: Json = False) -> None:
+    """
+    Check every file and manifest of the archives by its checksum. Exit code 1 if one is damaged.
+
+    Example: `millstream features verify-archive`
+    """
+    from features.archive import verify
+    from features.disk import place
+
+    settings: Settings = context.obj
+    root = place(archive_dir or settings.archive_dir)
+    kinds = sorted({kind for kind, _ in _partitions(root)})
+    problems = [problem for kind in kinds for problem in verify(root, kind)]
+    if as_json:
+        print_json({"kinds": kinds, "problems": problems})
+    else:
+        for problem in problems:
+            out.print(problem, highlight=False, soft_wrap=True)
+        out.print(f"{len(problems)} problems in {', '.join(kinds) or 'no archive'}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _partitions(root: Place) -> list[tuple[str, int]]:
+    """Every partition of every kind of archive that is there."""
+    from features import backfill, event_archive, join_worker
+    from features.archive import partitions
+
+    kinds = (join_worker.KIND, backfill.KIND, *event_archive.KINDS)
+    return [(kind, partition) for kind in kinds for partition in partitions(root, kind)]
+
+
+def _tell(found: Mapping[str, Tidied], as_json: bool) -> None:
+    if as_json:
+        print_json({kind: asdict(done) for kind, done in found.items()})
+        return
+    for kind, done in found.items():
+        out.print(
+            f"{kind}: {done.merged} files became {done.into}, {done.dropped} were too old, "
+            f"{done.removed} replaced earlier are removed"
+            + (" (a partition changed hands: left for the next pass)" if done.disturbed else "")
+        )
 
 
 def _join_policy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -331,3 +332,22 @@ def test_files_committed_together_go_together() -> None:
     assert expired([*together, file(1, young, start={"a": 2})], policy, NOW) == 1
     assert expired([*together, file(1, young, start={"a": 3})], policy, NOW) == 2
     assert expired(together, TidyPolicy(), NOW) == 0
+
+
+def test_the_commands_tidy_and_check_every_archive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deploy.cli import run as millstream
+
+    write(open_(tmp_path), 0, 4)
+    folder = ("--archive-dir", str(tmp_path))
+    assert millstream(["features", "compact", "--min-files", "2", *folder, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["examples"]["merged"], told["examples"]["into"]) == (4, 1)
+    assert millstream(["features", "verify-archive", *folder]) == 0
+    path = archive.files(tmp_path, "examples")[0]
+    path.write_bytes(b"")
+    capsys.readouterr()
+    assert millstream(["features", "verify-archive", *folder, "--json"]) == 1
+    [problem] = json.loads(capsys.readouterr().out)["problems"]
+    assert f"{path}: truncated" in problem

@@ -5,39 +5,39 @@ A file is written under a temporary name, fsynced, renamed; then the partition's
 created, only if absent. The newest manifest is the position and the only list of files that readers
 use: what a crash left behind is in no manifest. Each manifest carries the hash of the one before
 it. A claim is a manifest of the next generation: an older owner's next manifest is there already.
+Whoever tidies up (`features.compaction`) stays within the generation and moves no position, so the
+owner puts its next manifest on top of that one.
 
     <root>/<kind>/date=<day>/part-<partition>-<generation>-<number><suffix>
     <root>/<kind>/manifests/<partition>-<sequence>.json
+    <root>/declarations/<fingerprint>.json    what the records of a feature set are
 """
 
 from __future__ import annotations
 
-import errno
-import gzip
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from features.disk import Disk, LocalDisk
+from features.archive_file import ArchiveFile, OpenFile, file_problems
+from features.disk import Disk, Place, disk_of, mapped
 from schemas.errors import ArchiveUnavailable, Misconfigured, PositionMoved
 
 _MANIFESTS = "manifests"
+_DECLARATIONS = "declarations"
 _SEQUENCE_DIGITS = 12
-_GZIP_LEVEL = 1  # 3 x the speed of the default for 10 % more bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveFile:
-    """One whole file: where (below the kind's folder), how much, and its SHA-256."""
+class Retired:
+    """What counts no more, kept for those that still read it."""
 
-    path: str
-    records: int
-    size_bytes: int
-    sha256: str
+    at_ms: int  # wall clock
+    files: tuple[str, ...]
+    manifests_before: int  # sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +50,12 @@ class Manifest:
     generation: int
     position: Mapping[str, int]  # next offsets by the name of what is read
     log: Mapping[str, str]  # cluster and topic ids that the offsets belong to
-    fingerprint: str
+    fingerprint: str  # of the feature set that is written now; each file has its own
+    begins: Mapping[str, int] = field(default_factory=dict)  # position before the first file
     files: tuple[ArchiveFile, ...] = ()
     notes: tuple[Mapping[str, int], ...] = ()  # decisions that a repetition must take again
+    retired: tuple[Retired, ...] = ()
+    oldest: int = 0  # sequence of the first manifest that is kept
     previous: str = ""  # SHA-256 of the manifest before
 
     @property
@@ -60,16 +63,41 @@ class Manifest:
         """Records in all files."""
         return sum(f.records for f in self.files)
 
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return _name(self.partition, self.sequence)
+
+    def following(self, **changes: Any) -> Manifest:
+        """The next one in the chain."""
+        previous = hashlib.sha256(self.to_json()).hexdigest()
+        return replace(self, sequence=self.sequence + 1, previous=previous, **changes)
+
     def to_json(self) -> bytes:
         """Its stored form."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+        plain = _plain(self) | {
+            "files": [_plain(file) for file in self.files],
+            "retired": [_plain(retired) for retired in self.retired],
+        }
+        return json.dumps(plain, separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
-        """Read the stored form."""
-        found: dict[str, Any] = json.loads(text)
-        files = tuple(ArchiveFile(**f) for f in found.pop("files"))
-        return cls(files=files, notes=tuple(found.pop("notes")), **found)
+        """
+        Read the stored form.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            found: dict[str, Any] = json.loads(text)
+            files = tuple(ArchiveFile(**f) for f in found.pop("files"))
+            retired = tuple(
+                Retired(**(r | {"files": tuple(r["files"])})) for r in found.pop("retired")
+            )
+            return cls(files=files, retired=retired, notes=tuple(found.pop("notes")), **found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no manifest: {error!r}") from error
 
 
 class ArchiveWriter:
@@ -79,12 +107,12 @@ class ArchiveWriter:
     After any error the writer is spent: claim again, and go on from the position found.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, suffix: str, disk: Disk) -> None:
+    def __init__(self, root: Place, manifest: Manifest, suffix: str, disk: Disk) -> None:
         self._folder = root / manifest.kind
         self._manifest = manifest
         self._suffix = suffix
         self._disk = disk
-        self._open: _OpenFile | None = None
+        self._open: OpenFile | None = None
         self._whole: list[ArchiveFile] = []  # closed and not yet committed
         self._numbers = iter(range(len(manifest.files), 10**9))
 
@@ -105,16 +133,17 @@ class ArchiveWriter:
         Raises:
             ArchiveUnavailable: the disk failed or is full; nothing of this file will count.
         """
-        with _mapped(self._folder, self.close):
+        with mapped(self._folder, self.close):
             if self._open is None:
                 self._open = self._begun(day_ms)
             self._open.write(content, records)
 
     def roll(self) -> None:
         """Close the file; what is appended from here on goes to another. Nothing counts yet."""
-        with _mapped(self._folder, self.close):
+        with mapped(self._folder, self.close):
             if self._open is not None:
-                self._whole.append(self._open.published())
+                held = self._manifest
+                self._whole.append(self._open.published(held.fingerprint, held.position))
                 self._open = None
 
     def commit(
@@ -138,19 +167,31 @@ class ArchiveWriter:
         same = dict(position) == dict(old.position) and not replace_files
         if same and not self._whole and not notes:
             return old
-        with _mapped(self._folder, self.close):
-            files = (*(() if replace_files else old.files), *self._whole)
-            new = replace(
-                old,
-                sequence=old.sequence + 1,
-                position=dict(position),
-                files=files,
-                notes=(*old.notes, *notes),
-                previous=hashlib.sha256(old.to_json()).hexdigest(),
-            )
-            _create(self._disk, self._folder, new)
-        self._manifest, self._whole = new, []
-        return new
+        with mapped(self._folder, self.close):
+            while not self._create(position, notes, replace_files):
+                # Somebody has tidied up meanwhile: go on from there.
+                self._manifest = follower(self._folder, self._manifest)
+        self._whole = []
+        return self._manifest
+
+    def _create(
+        self, position: Mapping[str, int], notes: tuple[Mapping[str, int], ...], replace_files: bool
+    ) -> bool:
+        """Create the next manifest, unless there is one."""
+        old = self._manifest
+        new = old.following(
+            position=dict(position),
+            files=(*(() if replace_files else old.files), *self._whole),
+            notes=(*old.notes, *notes),
+        )
+        try:
+            create(self._disk, self._folder, new)
+        except PositionMoved:
+            # An object store may answer so to its own repetition of what it has done already.
+            if follower(self._folder, old) != new:
+                return False
+        self._manifest = new
+        return True
 
     def close(self) -> None:
         """Let go of what was not committed; the next claim removes it. Idempotent."""
@@ -158,125 +199,92 @@ class ArchiveWriter:
             self._open.close()
             self._open = None
 
-    def _begun(self, day_ms: int) -> _OpenFile:
+    def _begun(self, day_ms: int) -> OpenFile:
         day = datetime.fromtimestamp(day_ms / 1000, UTC).date().isoformat()
         name = (
             f"part-{self._manifest.partition}-{self._manifest.generation}"
             f"-{next(self._numbers):06d}{self._suffix}"
         )
-        return _OpenFile(self._folder, Path(f"date={day}") / name, self._disk)
+        return OpenFile(self._folder, f"date={day}/{name}", self._disk)
 
 
-class _OpenFile:
-    """A file being written under a temporary name, hashed on the way."""
-
-    def __init__(self, folder: Path, path: Path, disk: Disk) -> None:
-        self._folder, self._path, self._disk = folder, path, disk
-        self._temporary = folder / path.parent / f".{path.name}.tmp"
-        self._raw = disk.open(self._temporary)
-        self._hashed = _Hashing(self._raw)
-        self._zipped: gzip.GzipFile | None = None
-        if path.suffix == ".gz":
-            # No name and no time in the header: the same records give the same bytes.
-            self._zipped = gzip.GzipFile("", "wb", _GZIP_LEVEL, self._hashed, 0)
-        self._records = 0
-        self.size_bytes = 0
-
-    def write(self, content: bytes, records: int) -> None:
-        (self._zipped or self._hashed).write(content)
-        self._records += records
-        self.size_bytes += len(content)
-
-    def published(self) -> ArchiveFile:
-        if self._zipped is not None:
-            self._zipped.close()
-        self._disk.publish(self._temporary, self._folder / self._path, self._raw)
-        return ArchiveFile(
-            path=self._path.as_posix(),
-            records=self._records,
-            size_bytes=self._hashed.size_bytes,
-            sha256=self._hashed.digest.hexdigest(),
-        )
-
-    def close(self) -> None:
-        self._raw.close()
-
-
-class _Hashing:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self.digest = hashlib.sha256()
-        self.size_bytes = 0
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        self.size_bytes += len(content)
-        return self._raw.write(content)
-
-    def flush(self) -> None:
-        self._raw.flush()
-
-    def close(self) -> None:
-        """The raw file is closed when it is published."""
-
-
-def claim(root: Path, first: Manifest, suffix: str, disk: Disk | None = None) -> ArchiveWriter:
+def claim(
+    root: Place, first: Manifest, suffix: str, disk: Disk | None = None, declaration: str = ""
+) -> ArchiveWriter:
     """
     Take a partition over, fencing its former writer, and remove what a crash left behind.
 
     Args:
         first: kind, partition, position and log of a partition that has no manifest yet; of one
-            that has, its kind, partition, log and fingerprint must agree.
+            that has, its kind, partition and log must agree.
+        declaration: of the feature set with `first.fingerprint`, for whoever reads with another.
 
     Raises:
         Misconfigured: the archive belongs to another log.
         PositionMoved: somebody else claimed it at the same moment.
     """
-    disk = disk or LocalDisk()
+    disk = disk or disk_of(root)
     folder = root / first.kind
-    with _mapped(folder):
+    with mapped(folder):
         old = newest(root, first.kind, first.partition)
         if old is None:
-            new = replace(first, sequence=0, generation=0, files=(), notes=(), previous="")
+            new = replace(
+                first, sequence=0, generation=0, begins=dict(first.position), files=(), notes=()
+            )
         else:
             if dict(old.log) != dict(first.log):
                 raise Misconfigured(
                     f"the archive {folder} (partition {first.partition}) was read from "
                     f"{dict(old.log)}, not from {dict(first.log)}: archive to another folder"
                 )
-            new = replace(
-                old,
-                sequence=old.sequence + 1,
-                generation=old.generation + 1,
-                fingerprint=first.fingerprint,
-                previous=hashlib.sha256(old.to_json()).hexdigest(),
-            )
-        _create(disk, folder, new)
+            new = old.following(generation=old.generation + 1, fingerprint=first.fingerprint)
+        if declaration:
+            _declare(root, first.fingerprint, declaration, disk)
+        create(disk, folder, new)
         for orphan in _orphans(folder, new):
             disk.remove(orphan)
     return ArchiveWriter(root, new, suffix, disk)
 
 
-def newest(root: Path, kind: str, partition: int) -> Manifest | None:
+def newest(root: Place, kind: str, partition: int) -> Manifest | None:
     """The newest manifest of a partition, or None."""
-    found = sorted((root / kind / _MANIFESTS).glob(f"{partition}-*.json"))
-    return Manifest.from_json(found[-1].read_bytes()) if found else None
+    found = manifest_paths(root / kind, partition)
+    return read_manifest(found[-1]) if found else None
 
 
-def manifests(root: Path, kind: str) -> dict[int, Manifest]:
-    """The newest manifest of every partition: what readers go by."""
-    names = (root / kind / _MANIFESTS).glob("*.json")
-    found = {}
-    for partition in sorted({int(path.name.split("-", 1)[0]) for path in names}):
-        manifest = newest(root, kind, partition)
-        if manifest is not None:
-            found[partition] = manifest
+def manifest_paths(folder: Place, partition: int) -> list[Any]:
+    """Places of a partition's manifests, in the order of their chain."""
+    return sorted((folder / _MANIFESTS).glob(f"{partition}-*.json"))
+
+
+def follower(folder: Place, manifest: Manifest) -> Manifest:
+    """
+    The manifest after this one, which is there and of the same ownership.
+
+    Raises:
+        PositionMoved: another writer has claimed the partition.
+    """
+    path = folder / _MANIFESTS / _name(manifest.partition, manifest.sequence + 1)
+    found = read_manifest(path)
+    if found.generation != manifest.generation:
+        raise PositionMoved(f"{path}: another writer claimed partition {manifest.partition}")
     return found
 
 
-def files(root: Path, kind: str) -> list[Path]:
+def manifests(root: Place, kind: str) -> dict[int, Manifest]:
+    """The newest manifest of every partition: what readers go by."""
+    every: list[Any] = sorted((root / kind / _MANIFESTS).glob("*.json"))
+    last = {int(path.name.split("-", 1)[0]): path for path in every}
+    return {partition: read_manifest(path) for partition, path in sorted(last.items())}
+
+
+def partitions(root: Place, kind: str) -> list[int]:
+    """The partitions that an archive has, in order."""
+    every = (root / kind / _MANIFESTS).glob("*.json")
+    return sorted({int(path.name.split("-", 1)[0]) for path in every})
+
+
+def files(root: Place, kind: str) -> list[Any]:
     """All files that count, by partition and then in the order of their records."""
     return [
         root / kind / file.path
@@ -285,62 +293,96 @@ def files(root: Path, kind: str) -> list[Path]:
     ]
 
 
-def verify(root: Path, kind: str) -> Iterator[str]:
+def declaration(root: Place, fingerprint: str) -> str | None:
+    """What the feature set of a fingerprint was declared to be, or None."""
+    path = root / _DECLARATIONS / f"{fingerprint}.json"
+    return path.read_bytes().decode() if path.exists() else None
+
+
+def verify(root: Place, kind: str) -> Iterator[str]:
     """
     Problems of an archive: broken chains, missing or altered files. Nothing when it is whole.
     """
-    for partition in manifests(root, kind):
-        before: Manifest | None = None
-        for path in sorted((root / kind / _MANIFESTS).glob(f"{partition}-*.json")):
-            manifest = Manifest.from_json(path.read_bytes())
-            expected = hashlib.sha256(before.to_json()).hexdigest() if before else ""
-            if manifest.previous != expected:
-                yield f"{path}: does not follow the manifest before it"
-            before = manifest
-        for file in before.files if before else ():
-            yield from _file_problems(root / kind / file.path, file)
+    for partition in partitions(root, kind):
+        yield from _partition_problems(root / kind, partition)
 
 
-def _file_problems(path: Path, file: ArchiveFile) -> Iterator[str]:
-    if not path.exists():
-        yield f"{path}: missing"
-        return
-    with path.open("rb") as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-            yield f"{path}: altered"
-
-
-def _create(disk: Disk, folder: Path, manifest: Manifest) -> None:
-    name = f"{manifest.partition}-{manifest.sequence:0{_SEQUENCE_DIGITS}d}.json"
+def _partition_problems(folder: Place, partition: int) -> Iterator[str]:
+    before: Manifest | None = None
+    found = manifest_paths(folder, partition)
     try:
-        disk.create(folder / _MANIFESTS / name, manifest.to_json())
+        first = read_manifest(found[-1]).oldest
+    except ArchiveUnavailable as error:
+        yield str(error)
+        return
+    kept = [path for path in found if path.name >= _name(partition, first)]
+    if kept[0].name != _name(partition, first):
+        yield f"{folder / _MANIFESTS / _name(partition, first)}: missing"
+    for path in kept:
+        try:
+            manifest = read_manifest(path)
+        except ArchiveUnavailable as error:
+            yield str(error)
+            continue
+        expected = hashlib.sha256(before.to_json()).hexdigest() if before else ""
+        if manifest.sequence != first and manifest.previous != expected:
+            yield f"{path}: does not follow the manifest before it"
+        before = manifest
+    for file in before.files if before else ():
+        yield from file_problems(folder / file.path, file.size_bytes, file.sha256)
+
+
+def create(disk: Disk, folder: Place, manifest: Manifest) -> None:
+    """
+    Make a manifest the newest.
+
+    Raises:
+        PositionMoved: its place in the chain is taken.
+    """
+    try:
+        disk.create(folder / _MANIFESTS / manifest.name, manifest.to_json())
     except FileExistsError as error:
         raise PositionMoved(
-            f"{folder}: manifest {name} is there already: another writer claimed partition "
-            f"{manifest.partition}"
+            f"{folder}: manifest {manifest.name} is there already: another writer claimed "
+            f"partition {manifest.partition}"
         ) from error
 
 
-def _orphans(folder: Path, manifest: Manifest) -> list[Path]:
-    """Files of older generations of this partition that are in no manifest."""
-    listed = {folder / file.path for file in manifest.files}
+def _declare(root: Place, fingerprint: str, text: str, disk: Disk) -> None:
+    if declaration(root, fingerprint) is not None:
+        return
+    try:
+        disk.create(root / _DECLARATIONS / f"{fingerprint}.json", text.encode())
+    except FileExistsError:
+        return  # by another partition's worker, at the same moment
+
+
+def read_manifest(path: Place) -> Manifest:
+    """
+    One manifest.
+
+    Raises:
+        ArchiveUnavailable: it is not there or damaged.
+    """
+    try:
+        return Manifest.from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArchiveUnavailable(f"{path}: {error}") from error
+
+
+def _plain(value: Manifest | ArchiveFile | Retired) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def _name(partition: int, sequence: int) -> str:
+    return f"{partition}-{sequence:0{_SEQUENCE_DIGITS}d}.json"
+
+
+def _orphans(folder: Place, manifest: Manifest) -> list[Any]:
+    """Files of this partition that are in no manifest, and that nobody still reads."""
+    listed = {file.path for file in manifest.files}
+    listed |= {path for retired in manifest.retired for path in retired.files}
+    kept = {str(folder / path) for path in listed}
     name = f"part-{manifest.partition}-*"
     every = [*folder.glob(f"date=*/{name}"), *folder.glob(f"date=*/.{name}.tmp")]
-    return [path for path in every if path not in listed]
-
-
-class _mapped:  # noqa: N801 - reads as a statement
-    """Errors of the disk as ArchiveUnavailable, with the folder named; after any, `let_go`."""
-
-    def __init__(self, folder: Path, let_go: Callable[[], None] = lambda: None) -> None:
-        self._folder, self._let_go = folder, let_go
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._let_go()
-        if isinstance(error, OSError):
-            full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
-            raise ArchiveUnavailable(f"cannot write to {self._folder}{full}: {error}") from error
+    return [path for path in every if str(path) not in kept]

@@ -1,4 +1,4 @@
-"""Commands: `millstream features join | archive | backfill`."""
+"""Commands: `millstream features join | archive | backfill | compact | verify-archive`."""
 
 # What is heavy is imported inside commands, so that `--help` is quick.
 # ruff: noqa: PLC0415 - a command has as many parameters as options
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,10 +20,14 @@ from ingest.terminal import Json, err, out, print_json, progress
 from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
+    from features.compaction import Tidied
+    from features.disk import Place
     from features.join import JoinPolicy
     from ingest.kafka import KafkaSource
 
-Root = Annotated[Path | None, typer.Option("--archive-dir", help="Default: from the settings.")]
+Root = Annotated[
+    str | None, typer.Option("--archive-dir", help="Folder or URL. Default: from the settings.")
+]
 Partitions = Annotated[
     str, typer.Option(help="Only these partitions, e.g. 0,2. Others run elsewhere.")
 ]
@@ -36,6 +39,8 @@ def register(app: typer.Typer) -> None:
     app.command("join")(join)
     app.command("archive")(archive)
     app.command("backfill")(backfill)
+    app.command("compact")(compact)
+    app.command("verify-archive")(verify_archive)
 
 
 def join(
@@ -59,6 +64,7 @@ def join(
     Example: `millstream features join --window-s 1800`
     """
     from features.catalog import CATALOG
+    from features.disk import place
     from features.join_worker import JoinParts, JoinWorker, Rotation, WorkPolicy
     from ingest.kafka import KafkaLog
     from ingest.metrics import PrometheusMetrics
@@ -76,7 +82,7 @@ def join(
             registry=RemoteRegistry(settings.registry_url, settings.timeout_s),
             topics=Topics(settings.topic_prefix),
             features=CATALOG,
-            root=archive_dir or settings.archive_dir,
+            root=place(archive_dir or settings.archive_dir),
             clock=SystemClock(),
             metrics=PrometheusMetrics(),
         )
@@ -96,6 +102,7 @@ def archive(
 
     Example: `millstream features archive --rotate-s 300`
     """
+    from features.disk import place
     from features.event_archive import ArchiveParts, ArchivePolicy, EventArchiver
     from features.join_worker import Rotation
     from ingest.kafka import KafkaLog
@@ -108,7 +115,7 @@ def archive(
             log=KafkaLog(settings.bootstrap_servers, settings.timeout_s),
             source=source,
             topics=Topics(settings.topic_prefix),
-            root=archive_dir or settings.archive_dir,
+            root=place(archive_dir or settings.archive_dir),
             clock=SystemClock(),
             metrics=PrometheusMetrics(),
         )
@@ -131,7 +138,7 @@ def backfill(
     as_json: Json = False,
 ) -> None:
     """
-    Make examples of the user-events that the log holds, each as it was seen then.
+    Make examples of the user-events that log and event archive hold, each as it was seen then.
 
     Examples of an earlier backfill are replaced.
 
@@ -140,6 +147,8 @@ def backfill(
     from features.backfill import BackfillPolicy
     from features.backfill_job import BackfillParts, backfill_log
     from features.catalog import CATALOG
+    from features.disk import place
+    from features.past_log import PastLog, PastSource
     from ingest.kafka import KafkaLog
     from ingest.topics import Topics
     from schemas.registry import RemoteRegistry
@@ -148,17 +157,20 @@ def backfill(
     policy = BackfillPolicy.of_interactions() if interactions else BackfillPolicy()
     window_ms = _join_policy(settings.profile, window_s, None, None).window_ms
     policy = replace(policy, window_ms=window_ms, surfaces=tuple(surface or ()))
-    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
-    topics = Topics(settings.topic_prefix)
+    root, topics = place(archive_dir or settings.archive_dir), Topics(settings.topic_prefix)
+    log = PastLog(KafkaLog(settings.bootstrap_servers, settings.timeout_s), root, topics)
     records = sum(end - start for start, end in log.bounds(topics.user_events).values())
-    with closing(_source(settings)) as source, progress("events", records) as tell:
+    with (
+        closing(PastSource(_source(settings), log)) as source,
+        progress("events", records) as tell,
+    ):
         parts = BackfillParts(
             log=log,
             source=source,
             registry=RemoteRegistry(settings.registry_url, settings.timeout_s),
             topics=topics,
             features=CATALOG,
-            root=archive_dir or settings.archive_dir,
+            root=root,
         )
         manifest = backfill_log(parts, policy, lambda done, of: tell(done))
     size = sum(f.size_bytes for f in manifest.files)
@@ -167,6 +179,92 @@ def backfill(
         print_json(found | {"fingerprint": manifest.fingerprint, "position": manifest.position})
     else:
         out.print(f"{manifest.records} examples in {len(manifest.files)} files, {size} bytes")
+
+
+def compact(
+    context: typer.Context,
+    retain_days: Annotated[
+        int | None, typer.Option(min=0, help="Drop files older than so many days of event time.")
+    ] = None,
+    min_files: Annotated[
+        int, typer.Option(min=2, help="Merge no fewer small neighbours than these.")
+    ] = 8,
+    grace_s: Annotated[
+        float, typer.Option(min=0, help="What is replaced stays so long, for those that read it.")
+    ] = 6 * 3_600.0,
+    every_s: Annotated[
+        float, typer.Option(min=0, help="Again after so many seconds, until SIGTERM. 0: once.")
+    ] = 0.0,
+    archive_dir: Root = None,
+    as_json: Json = False,
+) -> None:
+    """
+    Merge the archives' small files, drop old ones, remove what was replaced; workers may go on.
+
+    Example: `millstream features compact --retain-days 90 --every-s 3600`
+    """
+    from features.compaction import Tidied, TidyPolicy, tidy
+    from features.disk import place
+
+    settings: Settings = context.obj
+    root, clock = place(archive_dir or settings.archive_dir), SystemClock()
+    policy = TidyPolicy(min_files=min_files, grace_s=grace_s, retain_days=retain_days)
+
+    def passes(stop: threading.Event) -> None:
+        while True:
+            found = {}
+            for kind, partition in _partitions(root):
+                done = tidy(root, kind, partition, policy, clock)
+                found[kind] = found.get(kind, Tidied()) + done
+            _tell(found, as_json)
+            if not every_s or stop.wait(every_s):
+                return
+
+    _run(passes, f"compact {root}")
+
+
+def verify_archive(context: typer.Context, archive_dir: Root = None, as_json: Json = False) -> None:
+    """
+    Check every file and manifest of the archives by its checksum. Exit code 1 if one is damaged.
+
+    Example: `millstream features verify-archive`
+    """
+    from features.archive import verify
+    from features.disk import place
+
+    settings: Settings = context.obj
+    root = place(archive_dir or settings.archive_dir)
+    kinds = sorted({kind for kind, _ in _partitions(root)})
+    problems = [problem for kind in kinds for problem in verify(root, kind)]
+    if as_json:
+        print_json({"kinds": kinds, "problems": problems})
+    else:
+        for problem in problems:
+            out.print(problem, highlight=False, soft_wrap=True)
+        out.print(f"{len(problems)} problems in {', '.join(kinds) or 'no archive'}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _partitions(root: Place) -> list[tuple[str, int]]:
+    """Every partition of every kind of archive that is there."""
+    from features import backfill, event_archive, join_worker
+    from features.archive import partitions
+
+    kinds = (join_worker.KIND, backfill.KIND, *event_archive.KINDS)
+    return [(kind, partition) for kind in kinds for partition in partitions(root, kind)]
+
+
+def _tell(found: Mapping[str, Tidied], as_json: bool) -> None:
+    if as_json:
+        print_json({kind: asdict(done) for kind, done in found.items()})
+        return
+    for kind, done in found.items():
+        out.print(
+            f"{kind}: {done.merged} files became {done.into}, {done.dropped} were too old, "
+            f"{done.removed} replaced earlier are removed"
+            + (" (a partition changed hands: left for the next pass)" if done.disturbed else "")
+        )
 
 
 def _join_policy(

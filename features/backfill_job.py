@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from features import archive
 from features.archive import Manifest
 from features.backfill import KIND, SUFFIX, BackfillPolicy, Destination, Progress, backfill
-from features.declare import FeatureSet
+from features.declare import FeatureSet, declared
+from features.disk import Place
 from features.history import HistoryItems, HistoryReader, read_history
 from ingest.batches import part
 from ingest.log import Log, RecordBatch, Source, TopicPartition
@@ -36,7 +36,7 @@ class BackfillParts:
     registry: Registry
     topics: Topics
     features: FeatureSet
-    root: Path
+    root: Place
 
 
 def backfill_log(
@@ -67,7 +67,7 @@ def backfill_log(
         log={"cluster": parts.log.cluster_id(), "user-events": parts.log.topic_id(topic)},
         fingerprint=parts.features.fingerprint,
     )
-    writer = archive.claim(parts.root, first, SUFFIX)
+    writer = archive.claim(parts.root, first, SUFFIX, declaration=declared(parts.features))
     try:
         reader = HistoryReader(
             ColumnReader(parts.registry, UserEvent),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +18,8 @@ import structlog
 
 from features import archive
 from features.archive import ArchiveWriter, Manifest
-from features.disk import Disk
+from features.archive_file import ArchiveFile
+from features.disk import Disk, Place
 from features.join_worker import Rotation
 from features.misplaced import grouped, misplaced
 from ingest.clock import Clock
@@ -28,7 +28,7 @@ from ingest.metrics import Metrics
 from ingest.topics import Topics
 from schemas import events
 from schemas.codec import ContainerFile, Plain, read_container
-from schemas.errors import ArchiveUnavailable, Rejected, Retryable
+from schemas.errors import ArchiveUnavailable, PositionForeign, Rejected, Retryable
 
 SUFFIX: Final = ".avro"
 KINDS: Final = (events.USER_EVENTS, events.RECOMMENDATIONS)
@@ -69,7 +69,7 @@ class ArchiveParts:
     log: Log
     source: Source
     topics: Topics
-    root: Path
+    root: Place
     clock: Clock
     metrics: Metrics
     disk: Disk | None = None
@@ -217,20 +217,26 @@ class EventArchiver:
 
 
 def read_events(
-    root: Path, kind: str, partition: int, from_offset: int = 0, batch_records: int = 5_000
+    root: Place, kind: str, partition: int, from_offset: int = 0, batch_records: int = 5_000
 ) -> Iterator[RecordBatch]:
     """
     What the archive holds of a partition from an offset on, in contiguous batches.
 
     Raises:
+        PositionForeign: the archive begins after that offset.
         ArchiveUnavailable: a file that counts is missing or damaged.
     """
     manifest = archive.newest(root, kind, partition)
     if manifest is None:
         return
+    if from_offset < manifest.begins[kind]:
+        raise PositionForeign(
+            f"{root / kind}: the archive of partition {partition} begins at offset "
+            f"{manifest.begins[kind]}, not {from_offset}"
+        )
     at, end = from_offset, manifest.position[kind]
     held: list[Plain] = []
-    for record in _archived(root / kind, manifest):
+    for record in _archived(root / kind, _from(manifest.files, kind, from_offset)):
         if record["offset"] < from_offset:
             continue
         if len(held) == batch_records:
@@ -241,8 +247,14 @@ def read_events(
         yield _batch(held, at, max(end, at))
 
 
-def _archived(folder: Path, manifest: Manifest) -> Iterator[Plain]:
-    for file in manifest.files:
+def _from(files: Sequence[ArchiveFile], kind: str, from_offset: int) -> Sequence[ArchiveFile]:
+    """The files with records at or after an offset: each ends where the next one starts."""
+    first = sum(1 for file in files[1:] if file.start[kind] <= from_offset)
+    return files[first:]
+
+
+def _archived(folder: Place, files: Sequence[ArchiveFile]) -> Iterator[Plain]:
+    for file in files:
         path = folder / file.path
         try:
             with path.open("rb") as stream:

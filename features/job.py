@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from features.catalog import CATALOG
+from features.disk import place
 from features.hot_rows import HotRows
 from features.outlets import KafkaOutlets
+from features.past_log import PastLog, PastSource
 from features.publish import Publisher, PublishTarget
 from features.redis_store import RedisStore
 from features.refold import RebuildParts
@@ -132,12 +134,20 @@ def open_publisher(settings: Settings, owns: Callable[[int], bool]) -> Publisher
 def rebuild_parts(settings: Settings) -> RebuildParts:
     """What compares and replaces the live rows."""
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
+    topics = Topics(settings.topic_prefix)
+    log = PastLog(
+        KafkaLog(settings.bootstrap_servers, settings.timeout_s),
+        place(settings.archive_dir),
+        topics,
+    )
     return RebuildParts(
-        topic=Topics(settings.topic_prefix).user_events,
-        log=KafkaLog(settings.bootstrap_servers, settings.timeout_s),
+        topic=topics.user_events,
+        log=log,
         store=open_store(settings),
         features=CATALOG,
-        open_source=lambda: KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s),
+        open_source=lambda: PastSource(
+            KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s), log
+        ),
         open_reader=lambda: ColumnReader(registry, UserEvent),
         open_outlets=lambda: _outlets(settings, registry, _producer(settings), None),
         clock=SystemClock(),

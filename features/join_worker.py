@@ -11,15 +11,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import structlog
 
 from features import archive
 from features.archive import ArchiveWriter, Manifest
-from features.declare import FeatureSet
-from features.disk import Disk
+from features.declare import FeatureSet, declared
+from features.disk import Disk, Place
 from features.example_bytes import encode, framed
 from features.join import EVENTS, LISTS, SPARE, JoinPolicy, LabelJoin
 from features.shown import DoneReader, ShownReader
@@ -79,7 +78,7 @@ class JoinParts:
     registry: Registry
     topics: Topics
     features: FeatureSet
-    root: Path
+    root: Place
     clock: Clock
     metrics: Metrics
     disk: Disk | None = None
@@ -89,7 +88,9 @@ class _Partition:
     """One partition: its join and its writer."""
 
     def __init__(self, parts: JoinParts, policy: JoinPolicy, spare: int, first: Manifest) -> None:
-        self.writer: ArchiveWriter = archive.claim(parts.root, first, SUFFIX, parts.disk)
+        self.writer: ArchiveWriter = archive.claim(
+            parts.root, first, SUFFIX, parts.disk, declared(parts.features)
+        )
         held = self.writer.manifest
         self.join = LabelJoin(
             policy,

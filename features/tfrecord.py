@@ -1,76 +1,73 @@
-"""Reading examples with tf.data: the parse spec comes from the feature declarations."""
+"""Parsing examples with TensorFlow: the parse spec comes from the feature declarations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from features.declare import FeatureSet, Level
+from features.declare import Array, Feature, FeatureSet
 from features.example_bytes import LABELS, NUMBERS, TEXTS
 from features.examples import LABELS as LABEL_COUNT
+from schemas.errors import Refused
 
 
-def parse_spec(features: FeatureSet) -> dict[str, Any]:
-    """What `tf.io.parse_example` needs: every feature and column by name, with shape and dtype."""
+def parse_spec(features: FeatureSet, lacking: Collection[str] = ()) -> dict[str, Any]:
+    """
+    What `tf.io.parse_example` needs: every feature and column by name, with shape and dtype.
+
+    Features that are `lacking` have their default where an example does not hold them.
+    """
     spec = {name: tf.io.FixedLenFeature([], tf.string) for name in TEXTS}
     spec |= {name: tf.io.FixedLenFeature([], tf.int64) for name in NUMBERS}
     spec[LABELS] = tf.io.FixedLenFeature([LABEL_COUNT], tf.int64)
-    for level in Level:
-        for f in features.of(level):
-            shape = [] if f.length == 1 else [f.length]
-            spec[f.name] = tf.io.FixedLenFeature(shape, tf.as_dtype(f.dtype))
-    return spec
+    return spec | {f.name: _parsed_as(f, f.name in lacking) for f in features.features}
 
 
-def dataset(
-    files: Sequence[Path],
+def _parsed_as(f: Feature, optional: bool) -> Any:
+    shape = [] if f.length == 1 else [f.length]
+    default = np.full(shape, f.default, f.dtype) if optional else None
+    return tf.io.FixedLenFeature(shape, tf.as_dtype(f.dtype), default)
+
+
+def parsed(
+    records: Sequence[bytes],
     features: FeatureSet,
     *,
-    batch: int,
-    readers: int = 2,
     labelled: Sequence[int] = (),
-) -> tf.data.Dataset:
+    lacking: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Array]:
     """
-    Batches of parsed examples by name, [batch] or [batch, length] each; some may be smaller.
+    Serialized examples by column name, [n] or [n, length] each.
 
     Args:
         labelled: only examples with a label of these event types; the others are dropped before
             their features are parsed. Empty: all.
-
-    Files are read in turn, `readers` at a time, in a fixed order. Compression goes by the name
-    (`.gz`; tf.data reads no zstd).
+        lacking: fingerprints of other feature sets that examples may be of, and the features that
+            those do not have.
 
     Raises:
-        tf.errors.InvalidArgumentError: while reading, for examples of another feature set.
+        Refused: an example does not parse, or is of another feature set.
     """
-    spec, expected = parse_spec(features), features.fingerprint
-
-    def parsed(records: tf.Tensor) -> dict[str, tf.Tensor]:
-        found: dict[str, tf.Tensor] = tf.io.parse_example(records, spec)
-        same = tf.debugging.assert_equal(
-            found["fingerprint"], expected, message="examples of another feature set"
-        )
-        with tf.control_dependencies([same]):
-            return {name: tf.identity(values) for name, values in found.items()}
-
-    def chosen(records: tf.Tensor) -> tf.Tensor:
-        labels = tf.io.parse_example(records, {LABELS: spec[LABELS]})[LABELS]
-        kept = tf.reduce_any(tf.gather(labels, list(labelled), axis=1) > 0, axis=1)
-        return tf.boolean_mask(records, kept)
-
-    def opened(path: tf.Tensor) -> tf.data.Dataset:
-        return tf.data.TFRecordDataset(path, compression_type="GZIP")
-
-    paths = tf.data.Dataset.from_tensor_slices(
-        [str(path) for path in files] or tf.constant([], tf.string)
-    )
-    records = paths.interleave(
-        opened, cycle_length=readers, num_parallel_calls=readers, deterministic=True
-    )
-    batches = records.batch(batch)
-    if labelled:
-        batches = batches.map(chosen, num_parallel_calls=readers)
-    return batches.map(parsed, num_parallel_calls=readers).prefetch(2)
+    others = lacking or {}
+    spec = parse_spec(features, {name for names in others.values() for name in names})
+    try:
+        serialized = tf.constant(list(records), tf.string, [len(records)])
+        if labelled:
+            labels = tf.io.parse_example(serialized, {LABELS: spec[LABELS]})[LABELS]
+            kept = tf.reduce_any(tf.gather(labels, list(labelled), axis=1) > 0, axis=1)
+            serialized = tf.boolean_mask(serialized, kept)
+        found = {
+            name: values.numpy() for name, values in tf.io.parse_example(serialized, spec).items()
+        }
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        # TensorFlow quotes the bytes in its message, and stumbles over those that are no text.
+        raise Refused(f"an example does not parse: {error!s:.300}") from error
+    for fingerprint in sorted(set(found["fingerprint"].tolist())):
+        if fingerprint.decode() not in {features.fingerprint, *others}:
+            raise Refused(
+                f"examples of feature set {fingerprint.decode()}, expected {features.fingerprint}"
+            )
+    return found

@@ -24,7 +24,7 @@ class Settings:
     topic_prefix: str = ""  # before every topic name and consumer group: isolates runs
     profile: str = "production"  # constants of windows, minimums and budgets
     model_name: str = "recommender"
-    archive_dir: Path = Path("out/stack/archive")
+    archive_dir: Path | str = Path("out/stack/archive")  # or a URL: s3://bucket/folder
     models_dir: Path = Path("out/stack/models")
     keys_dir: Path = Path("out/stack/keys")
     data_dir: Path = Path("out/data")  # downloaded data sets
@@ -94,5 +94,7 @@ def _converted(value: object, kind: str) -> object:
             return float(str(value))
         case "Path":
             return Path(str(value))
+        case "Path | str":
+            return str(value) if "://" in str(value) else Path(str(value))
         case _:
             return str(value)

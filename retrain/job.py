@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import FeatureSet
+from features.disk import place
 from features.examples import Examples, take
 from inference.model import ModelRef
 from inference.registry import FolderRegistry, ModelFacts
@@ -42,7 +43,15 @@ from retrain.publish import JOB_KEY, publish, published_by, write_metrics
 from retrain.recipe import DEMO_TRAIN, TrainPolicy
 from retrain.report import Integrity
 from retrain.roles import history_items
-from retrain.snapshot import SanityPolicy, Snapshot, file_problems, problems, read, take_snapshot
+from retrain.snapshot import (
+    SanityPolicy,
+    Snapshot,
+    defaulted,
+    file_problems,
+    problems,
+    read,
+    take_snapshot,
+)
 from retrain.split import Split, is_positive, split
 from schemas.errors import Misconfigured, ModelFault, Refused
 from schemas.events import Attribute, Measure
@@ -173,10 +182,12 @@ class _Job:
     def _data(self) -> JobResult:
         shop, order = self._shop, self._order
         shop.tell("taking a snapshot of the archive")
-        self._snapshot = take_snapshot(shop.settings.archive_dir)
+        self._snapshot = take_snapshot(place(shop.settings.archive_dir))
         if found := tuple(file_problems(self._snapshot, shop.features)):
             return self._end(Status.REJECTED_DATA, *found)
         shop.tell(f"reading {self._snapshot.records} examples")
+        for name, count in defaulted(self._snapshot, shop.features).items():
+            shop.tell(f"{count} of them are older than the feature {name}: they get its default")
         until = order.train_until or shop.clock.now_ms()
         try:
             examples = read(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from features.disk import place
 from features.examples import take
 from retrain.assessment import Judges, assess_popularity, assess_version, popular
 from retrain.gate import compared
@@ -47,7 +48,7 @@ def evaluate_version(shop: Shop, version: int) -> Comparison:
         Refused: the version does not verify, its cut is not known, or nothing happened since.
     """
     settings, features = shop.settings, shop.features
-    snapshot = take_snapshot(settings.archive_dir)
+    snapshot = take_snapshot(place(settings.archive_dir))
     if found := tuple(file_problems(snapshot, features)):
         raise Refused("; ".join(found))
     facts = shop.registry.manifest(settings.model_name, version).facts

@@ -12,6 +12,8 @@ from contextlib import closing
 from features.backfill import BackfillPolicy
 from features.backfill_job import BackfillParts, backfill_log
 from features.declare import FeatureSet
+from features.disk import place
+from features.past_log import PastLog, PastSource
 from ingest.kafka import KafkaLog, KafkaSource
 from ingest.settings import Settings
 from ingest.topics import Topics
@@ -26,14 +28,16 @@ def refresh_history(settings: Settings, features: FeatureSet) -> int:
         Retryable: broker or archive are not to be had now.
     """
     servers, timeout_s = settings.bootstrap_servers, settings.timeout_s
-    with closing(KafkaSource(servers, timeout_s=timeout_s)) as source:
+    root, topics = place(settings.archive_dir), Topics(settings.topic_prefix)
+    log = PastLog(KafkaLog(servers, timeout_s), root, topics)
+    with closing(PastSource(KafkaSource(servers, timeout_s=timeout_s), log)) as source:
         parts = BackfillParts(
-            log=KafkaLog(servers, timeout_s),
+            log=log,
             source=source,
             registry=RemoteRegistry(settings.registry_url, timeout_s),
-            topics=Topics(settings.topic_prefix),
+            topics=topics,
             features=features,
-            root=settings.archive_dir,
+            root=root,
         )
         manifest = backfill_log(parts, BackfillPolicy.of_interactions(), onward=True)
     return manifest.records

@@ -8,20 +8,24 @@ same data. Bad data is found before the first step, and then nothing is trained.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from features import archive
+from features.archive_file import file_problems as archive_problems
 from features.assemble import ItemFeatures, UserFeatures
 from features.catalog import TARGETS
 from features.declare import Array, FeatureSet, Level
+from features.disk import Place
 from features.example_bytes import LABELS, NUMBERS, TEXTS
+from features.example_reader import ExampleFile, ExampleReader, ReadPolicy, lacking
 from features.examples import LABELS as LABEL_COUNT
 from features.examples import Examples, concat, take
-from schemas.errors import Refused
+from schemas.errors import ArchiveUnavailable, Refused
 
 KINDS = ("examples", "history")  # the label join's, and the backfill's
 _BATCH = 4_096
@@ -33,7 +37,9 @@ class SnapshotFile:
 
     path: str
     records: int
+    size_bytes: int
     sha256: str
+    fingerprint: str  # of the feature set that its examples are of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +47,31 @@ class Snapshot:
     """A fixed set of archive files."""
 
     id: str  # 16 hex digits over partitions, manifests and files
-    root: Path
+    root: Place
     manifests: tuple[str, ...]  # kind-partition-sequence of each
-    fingerprints: tuple[str, ...]
     files: tuple[SnapshotFile, ...]
 
     @property
     def records(self) -> int:
         return sum(f.records for f in self.files)
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the feature sets that the examples are of."""
+        return tuple(sorted({f.fingerprint for f in self.files}))
+
+    def lacking(self, features: FeatureSet) -> dict[str, tuple[str, ...]]:
+        """
+        What examples of other feature sets do not have and get by default, by fingerprint.
+
+        Raises:
+            Refused: they differ in more.
+        """
+        return {
+            fingerprint: lacking(self.root, fingerprint, features)
+            for fingerprint in self.fingerprints
+            if fingerprint != features.fingerprint
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +83,10 @@ class SanityPolicy:
     most_events: int = 10_000  # on one item in one window: more is no behaviour
 
 
-def take_snapshot(root: Path) -> Snapshot:
+def take_snapshot(root: Place) -> Snapshot:
     """The examples of an archive as they stand now."""
     digest = hashlib.sha256()
-    names, found, fingerprints = [], [], set()
+    names, found = [], []
     newest = (
         (kind, manifest)
         for kind in KINDS
@@ -71,17 +94,22 @@ def take_snapshot(root: Path) -> Snapshot:
     )
     for kind, manifest in newest:
         names.append(f"{kind}-{manifest.partition}-{manifest.sequence}")
-        if manifest.files:
-            fingerprints.add(manifest.fingerprint)
         for file in manifest.files:
             path = f"{kind}/{file.path}"
             digest.update(f"{manifest.partition} {path} {file.sha256}\n".encode())
-            found.append(SnapshotFile(path=path, records=file.records, sha256=file.sha256))
+            found.append(
+                SnapshotFile(
+                    path=path,
+                    records=file.records,
+                    size_bytes=file.size_bytes,
+                    sha256=file.sha256,
+                    fingerprint=file.fingerprint,
+                )
+            )
     return Snapshot(
         id=digest.hexdigest()[:16],
         root=root,
         manifests=tuple(names),
-        fingerprints=tuple(sorted(fingerprints)),
         files=tuple(found),
     )
 
@@ -91,16 +119,22 @@ def file_problems(snapshot: Snapshot, features: FeatureSet) -> Iterator[str]:
     if not snapshot.records:
         yield f"{snapshot.root}: no examples; write some by `millstream features backfill`"
     for fingerprint in snapshot.fingerprints:
-        if fingerprint != features.fingerprint:
-            yield f"examples of feature set {fingerprint}, expected {features.fingerprint}"
+        try:
+            lacking(snapshot.root, fingerprint, features)
+        except Refused as error:
+            yield str(error)
     for file in snapshot.files:
-        path = snapshot.root / file.path
-        if not path.exists():
-            yield f"{path}: missing"
-            continue
-        with path.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
-                yield f"{path}: altered"
+        yield from archive_problems(snapshot.root / file.path, file.size_bytes, file.sha256)
+
+
+def defaulted(snapshot: Snapshot, features: FeatureSet) -> Counter[str]:
+    """How many examples get each feature by default, since they are older than it."""
+    found: Counter[str] = Counter()
+    names = snapshot.lacking(features)
+    for file in snapshot.files:
+        for name in names.get(file.fingerprint, ()):
+            found[name] += file.records
+    return found
 
 
 def read(
@@ -115,28 +149,33 @@ def read(
     Raises:
         Refused: a record does not parse under the feature set.
     """
-    from features.tfrecord import dataset  # noqa: PLC0415 - loads TensorFlow
+    from features.tfrecord import parsed  # noqa: PLC0415 - loads TensorFlow
 
     parts = []
-    paths = [snapshot.root / file.path for file in snapshot.files]
-    try:
-        for batch in dataset(
-            paths, features, batch=_BATCH, labelled=[int(t) for t in TARGETS]
-        ).as_numpy_iterator():
-            if not len(batch["event_time"]):
-                continue
+    others = snapshot.lacking(features)
+    files = [
+        ExampleFile(path=snapshot.root / f.path, records=f.records, sha256=f.sha256)
+        for f in snapshot.files
+    ]
+    with closing(ExampleReader(files, ReadPolicy())) as reader:
+        while records := _taken(reader):
+            batch = parsed(records, features, labelled=[int(t) for t in TARGETS], lacking=others)
             part = _examples(batch, features)
             inside = (part.event_time >= from_ms) & (part.event_time < until_ms)
             if inside.any():
                 parts.append(part if inside.all() else take(part, np.flatnonzero(inside)))
-    except Exception as error:
-        # tf.data raises its own kinds for a torn or foreign record; all mean: not readable.
-        raise Refused(f"the archive cannot be read: {error!s:.300}") from error
     if not parts:
         return _nothing(features)
     found = concat(parts)
     order = np.lexsort((found.position, found.events_offset, found.event_time))[-most:]
     return take(found, order)
+
+
+def _taken(reader: ExampleReader) -> list[bytes]:
+    try:
+        return reader.take(_BATCH)
+    except ArchiveUnavailable as error:
+        raise Refused(f"the archive cannot be read: {error}") from error
 
 
 def problems(

@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum, IntEnum
 from importlib.resources import files
 from operator import attrgetter
-from typing import Any, BinaryIO, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import fastavro
 
@@ -197,7 +197,7 @@ class ContainerFile:
         return piece
 
 
-def read_container(stream: BinaryIO) -> Iterator[Plain]:
+def read_container(stream: IO[bytes]) -> Iterator[Plain]:
     """
     The records of an Avro container file.
 

@@ -1,5 +1,6 @@
 """Examples as bytes: what TensorFlow's own parser reads back is what went in."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from features.assemble import ItemFeatures, UserFeatures
 from features.declare import Feature, FeatureSet, Level
-from features.example_bytes import encode, framed
+from features.example_bytes import encode, framed, unframed
 from features.examples import LABELS, Examples, concat, take
+from schemas.errors import Refused
 
 
 def nothing(_: object) -> np.ndarray:  # type: ignore[type-arg]
@@ -50,15 +52,11 @@ def examples(n: int, seed: int = 0) -> Examples:
 
 
 @pytest.mark.tf
-def test_tensorflow_reads_back_what_was_written(tmp_path: Path) -> None:
-    import gzip
-
-    from features.tfrecord import dataset
+def test_tensorflow_reads_back_what_was_written() -> None:
+    from features.tfrecord import parsed
 
     written = examples(300)
-    path = tmp_path / "part.tfrecord.gz"
-    path.write_bytes(gzip.compress(framed(encode(written, FEATURES))))
-    [read] = list(dataset([path], FEATURES, batch=1_000).as_numpy_iterator())
+    read = parsed(encode(written, FEATURES), FEATURES)
     assert read["user_id"].tolist() == [u.encode() for u in written.user_id]
     np.testing.assert_array_equal(read["ids"], written.users.longs)
     np.testing.assert_array_equal(read["age"], written.users.floats[:, 0])
@@ -69,18 +67,76 @@ def test_tensorflow_reads_back_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.tf
-def test_examples_of_another_feature_set_are_an_error_when_read(tmp_path: Path) -> None:
+def test_tensorflows_own_reader_takes_the_files_and_their_checksums(tmp_path: Path) -> None:
     import gzip
 
     import tensorflow as tf
 
-    from features.tfrecord import dataset
+    records = encode(examples(50), FEATURES)
+    path = tmp_path / "part.tfrecord.gz"
+    path.write_bytes(gzip.compress(framed(records)))
+    assert list(tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator()) == records
+
+
+@pytest.mark.tf
+def test_only_examples_with_the_labels_asked_for_are_parsed() -> None:
+    from features.tfrecord import parsed
+
+    written = examples(40)
+    read = parsed(encode(written, FEATURES), FEATURES, labelled=[2])
+    kept = written.labels[:, 2] > 0
+    assert 0 < kept.sum() < 40
+    np.testing.assert_array_equal(read["events_offset"], np.flatnonzero(kept))
+    assert len(parsed([], FEATURES, labelled=[2])["event_time"]) == 0
+
+
+@pytest.mark.tf
+def test_a_feature_that_older_examples_lack_has_its_default() -> None:
+    from features.tfrecord import parsed
+
+    new = Feature(
+        name="trend",
+        level=Level.ITEM,
+        dtype="float32",
+        compute=nothing,
+        doc="",
+        length=2,
+        default=7.0,
+        defaultable=True,
+    )
+    wider = FeatureSet((*FEATURES.features, new))
+    old = encode(examples(3), FEATURES)
+    both = examples(2)
+    floats = np.concatenate([both.items.floats, np.ones((2, 2), np.float32)], axis=1)
+    newer = replace(
+        both,
+        fingerprint=wider.fingerprint,
+        items=ItemFeatures(longs=both.items.longs, floats=floats),
+    )
+    records = [*old, *encode(newer, wider)]
+    read = parsed(records, wider, lacking={FEATURES.fingerprint: ("trend",)})
+    np.testing.assert_array_equal(read["trend"], [[7, 7]] * 3 + [[1, 1]] * 2)
+    with pytest.raises(Refused, match="trend"):
+        parsed(records, wider)
+
+
+@pytest.mark.tf
+def test_examples_of_another_feature_set_are_refused_when_read() -> None:
+    from features.tfrecord import parsed
 
     other = FeatureSet(FEATURES.features, row=FEATURES.row.__class__(history_length=7))
-    path = tmp_path / "part.tfrecord.gz"
-    path.write_bytes(gzip.compress(framed(encode(examples(3), FEATURES))))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="another feature set"):
-        list(dataset([path], other, batch=10))
+    with pytest.raises(Refused, match=f"{FEATURES.fingerprint}, expected {other.fingerprint}"):
+        parsed(encode(examples(3), FEATURES), other)
+    with pytest.raises(Refused, match="does not parse"):
+        parsed([b"\xff"], FEATURES)
+
+
+@pytest.mark.parametrize("at", [0, 9, 12, 20, -1])
+def test_a_damaged_byte_is_found_by_a_checksum(at: int) -> None:
+    content = bytearray(framed([b"one record of thirty two bytes..", b"x"]))
+    content[at] ^= 1
+    with pytest.raises(ValueError, match="damaged"):
+        unframed(bytes(content))
 
 
 def test_examples_of_another_feature_set_are_not_written() -> None:
@@ -93,6 +149,15 @@ def test_taking_and_concatenating_gives_the_same_bytes() -> None:
     whole = examples(20)
     parts = [take(whole, np.arange(0, 7)), take(whole, np.arange(7, 20))]
     assert encode(concat(parts), FEATURES) == encode(whole, FEATURES)
+
+
+def test_the_items_of_a_list_have_the_bytes_that_each_has_alone() -> None:
+    mixed = take(examples(4), np.repeat([0, 1, 2, 1], 3))
+    mixed.users.floats[4:7] = np.nan
+    mixed.labels[5] = 9
+    alone = [encode(take(mixed, np.array([i])), FEATURES)[0] for i in range(len(mixed))]
+    assert encode(mixed, FEATURES) == alone
+    assert len(set(alone)) == 6
 
 
 def test_columns_of_unequal_length_are_named() -> None:

@@ -52,6 +52,9 @@ class Redirected(Exception):
         self.address = address
         self.asking = asking
 
+    def __str__(self) -> str:
+        return f"{self.address[0]}:{self.address[1]}"
+
 
 class Link:
     """

@@ -2,19 +2,22 @@
 The servers behind one address, and which of them holds a key: one server, or a cluster.
 
 A cluster's map of slots is learnt at first use, and again after every sign that it has changed: a
-MOVED reply, a lost connection, an error. An ASK reply is followed without learning from it.
+MOVED reply, a lost connection, an error. While a slot is on its way, its keys stand on two servers:
+single reads follow (ASK), but whoever writes or lists waits, since only one server has all of it.
 """
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from features.redis_link import SETTING, Address, Command, Link, Redirected, pools, slot_of
 from schemas.errors import Misconfigured, StoreUnavailable
+
+T = TypeVar("T")
 
 REDIRECTS = 5
 _NO_CLUSTER = "cluster support disabled"
@@ -26,7 +29,6 @@ class Route:
 
     link: Link
     opened: int
-    asking: bool = False  # the slot is on its way there: every command must say that we know
 
     @property
     def holds(self) -> bool:
@@ -76,25 +78,16 @@ class Servers:
 
     def ask(self, key: str, *commands: Command) -> tuple[Route, list[Any]]:
         """
-        Ask the server that holds the key, wherever that is; and which it was.
+        Ask the server that holds the whole slot of the key; and which connection it was.
+
+        For what may safely be done twice: a stale connection gets a second try.
 
         Raises:
-            StoreUnavailable: it did not answer, or refused for now.
+            StoreUnavailable: it did not answer, or refused for now; or the slot is on its way.
             Misconfigured: it does not let us in.
         """
         with self._lock:
-            return self._followed(key, commands)
-
-    def ask_again(self, key: str, *commands: Command) -> tuple[Route, list[Any]]:
-        """As `ask`, for what may safely be done twice: a stale connection gets a second try."""
-        with self._lock:
-            stale = self._stale(key)
-            try:
-                return self._followed(key, commands)
-            except StoreUnavailable:
-                if not stale:
-                    raise
-                return self._followed(key, commands)
+            return self._tried(lambda: self._held(key, commands), self._stale())
 
     def go_on(self, route: Route, *commands: Command) -> list[Any]:
         """
@@ -107,10 +100,10 @@ class Servers:
             if not route.holds:
                 raise StoreUnavailable("the connection and its watch were lost")
             try:
-                return _asked(route.link, commands, asking=route.asking)
+                return route.link.ask(*commands)
             except Redirected as moved:
-                self._redirected(moved)
-                raise StoreUnavailable(f"the keys are moving to {moved.address}") from moved
+                self._slots = None
+                raise StoreUnavailable(f"the keys are moving to {moved}") from moved
             except StoreUnavailable:
                 self._slots = None
                 raise
@@ -119,16 +112,10 @@ class Servers:
         """
         One command for each key, sent to all servers at once; their replies, in order.
 
-        For what may safely be done twice, as `ask_again`.
+        For what may safely be done twice, as `ask`.
         """
         with self._lock:
-            stale = any(self._stale(key) for key, _ in keyed)
-            try:
-                return self._each(keyed)
-            except StoreUnavailable:
-                if not stale:
-                    raise
-                return self._each(keyed)
+            return self._tried(lambda: self._each(keyed), self._stale())
 
     def drop(self, route: Route) -> None:
         """Give up the connection of an answer, and what is watched on it."""
@@ -142,22 +129,30 @@ class Servers:
             for link in (*self._seeds, *self._links.values()):
                 link.close()
 
-    def _stale(self, key: str) -> bool:
+    def _stale(self) -> bool:
         """Whether an error may be only of an old connection, or of an old map."""
         return self.clustered or self._seeds[0].is_open
 
-    def _followed(self, key: str, commands: Sequence[Command]) -> tuple[Route, list[Any]]:
-        link, asking = self._owner(key), False
+    def _tried(self, work: Callable[[], T], twice: bool) -> T:
+        try:
+            return work()
+        except StoreUnavailable:
+            self._slots = None
+            if not twice:
+                raise
+        return self._tried(work, False)
+
+    def _held(self, key: str, commands: Sequence[Command]) -> tuple[Route, list[Any]]:
+        link = self._owner(key)
         for _ in range(REDIRECTS):
             try:
-                replies = _asked(link, commands, asking=asking)
+                replies = link.ask(*commands)
             except Redirected as redirected:
-                link, asking = self._redirected(redirected), redirected.asking
-            except StoreUnavailable:
-                self._slots = None
-                raise
+                if redirected.asking:
+                    raise StoreUnavailable(f"{key} is on its way to {redirected}") from redirected
+                link = self._redirected(redirected)
             else:
-                return Route(link=link, opened=link.opened, asking=asking), replies
+                return Route(link=link, opened=link.opened), replies
         raise StoreUnavailable(f"{REDIRECTS} servers in turn said that others hold {key}")
 
     def _each(self, keyed: Sequence[tuple[str, Command]]) -> list[Any]:
@@ -172,7 +167,6 @@ class Servers:
                 replies = link.receive(len(places))
                 came += [(at, link, reply) for at, reply in zip(places, replies, strict=True)]
         except BaseException:
-            self._slots = None
             for link in by_link:
                 link.close()  # replies may wait there that nobody will read
             raise
@@ -183,11 +177,14 @@ class Servers:
         """A reply that came, or that of the server that the key has gone to."""
         try:
             return link.checked([reply])[0]
-        except Redirected:
-            return self._followed(key, [command])[1][0]
-        except StoreUnavailable:
-            self._slots = None
-            raise
+        except Redirected as redirected:
+            if not redirected.asking:
+                return self._held(key, [command])[1][0]
+            there = self._link(redirected.address)
+        try:
+            return there.ask(["ASKING"], command)[1]
+        except Redirected as again:
+            raise StoreUnavailable(f"{key} is on its way past {there.name} to {again}") from again
 
     def _owner(self, key: str) -> Link:
         if not self.clustered:
@@ -201,14 +198,13 @@ class Servers:
         return self._link(address)
 
     def _redirected(self, redirected: Redirected) -> Link:
-        """Where a reply sends us; if for good, the whole map is learnt again, from there."""
+        """Where a MOVED reply sends us; the whole map is learnt again, from there."""
         if not self.clustered:
             raise Misconfigured(
                 f"{self._seeds[0].name} belongs to a cluster: write redis+cluster:// (or "
                 f"rediss+cluster://) in {SETTING}"
             ) from redirected
-        if not redirected.asking:
-            self._slots = self._learnt(redirected.address)
+        self._slots = self._learnt(redirected.address)
         return self._link(redirected.address)
 
     def _learnt(self, first: Address | None = None) -> Slots:
@@ -226,15 +222,6 @@ class Servers:
         if address not in self._links:
             self._links[address] = Link(self._pools[0], address)
         return self._links[address]
-
-
-def _asked(link: Link, commands: Sequence[Command], *, asking: bool) -> list[Any]:
-    """Replies to the commands; with `asking`, each is announced (a transaction once, for all)."""
-    if not asking:
-        return link.ask(*commands)
-    if commands[0][0] == "MULTI":
-        return link.ask(["ASKING"], *commands)[1:]
-    return link.ask(*(one for command in commands for one in (["ASKING"], command)))[1::2]
 
 
 def _slots(link: Link) -> Slots:

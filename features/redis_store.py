@@ -161,7 +161,7 @@ class RedisStore:
 
     def _asked(self, key: str, command: Command) -> Any:
         """The reply to what may safely be done twice, by whoever holds the key."""
-        return self._reader.ask_again(key, command)[1][0]
+        return self._reader.each([(key, command)])[0]
 
     def _delete(self, lease: Lease, keys: Sequence[bytes | str]) -> int:
         """Delete keys while the lease holds; their number."""
@@ -263,13 +263,11 @@ class RedisStore:
             StoreUnavailable: also if the partition is moved meanwhile.
         """
         never = self._prefix("never", partition)
-        route, _ = self._reader.ask_again(never, ["EXISTS", never])
-        if route.asking:
-            raise StoreUnavailable(f"partition {partition} is on its way to {route.link.name}")
+        route, _ = self._reader.ask(never, ["EXISTS", never])
         for pattern in patterns:
             cursor: bytes = b"0"
             while True:
-                page = ["SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT]
+                page: Command = ["SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT]
                 (cursor, found), _ = self._reader.go_on(route, page, ["EXISTS", never])
                 if found:
                     yield found

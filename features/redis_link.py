@@ -41,6 +41,8 @@ Address: TypeAlias = tuple[str, int]  # host and port
 
 SETTING = "MILLSTREAM_REDIS_URL"
 _CLUSTER = "+cluster://"
+_ALERT = "ALERT"  # in what TLS says when the other side refuses us
+_FORBIDDEN = "NOPERM"  # also inside the error of a whole transaction
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -189,16 +191,20 @@ def packed(commands: Sequence[Command]) -> bytes:
 
 def mapped(error: RedisError | OSError) -> MillstreamError:
     """What the caller is to do."""
-    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+    refusals = AuthenticationError | AuthorizationError | NoPermissionError
+    if isinstance(error, refusals) or _FORBIDDEN in str(error):
         return Misconfigured(f"the store refuses us: {error}; check {SETTING}")
-    untrusted = next(
-        (e for e in _causes(error) if isinstance(e, ssl.SSLCertVerificationError)), None
-    )
-    if untrusted is not None:
-        return Misconfigured(
-            f"the store's certificate is not trusted ({untrusted.verify_message}); "
-            f"check ssl_ca_certs and the host in {SETTING}"
-        )
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Misconfigured(
+                f"the store's certificate is not trusted ({cause.verify_message}); "
+                f"check ssl_ca_certs and the host in {SETTING}"
+            )
+        if isinstance(cause, ssl.SSLError) and _ALERT in (cause.reason or ""):
+            return Misconfigured(
+                f"the store does not take our certificate ({cause.reason}); "
+                f"check ssl_certfile and ssl_keyfile in {SETTING}"
+            )
     return StoreUnavailable(f"{type(error).__name__}: {error}")
 
 

@@ -7,17 +7,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from deploy import ports, valkey_cluster
-from deploy.supervise import Supervisor
-from deploy.valkey_cluster import ClusterOptions, ask, name_of
-from features.redis_link import slot_of
 from features.redis_store import RedisStore
 from features.split import Split
 from ingest.clock import SystemClock
 from schemas.errors import PositionMoved, StoreUnavailable
+from tests.breakable_cluster import BreakableCluster, breakable_cluster
 from tests.memory_world import PARTITIONS, World
 
 pytestmark = [pytest.mark.valkey, pytest.mark.chaos]
@@ -25,61 +21,14 @@ pytestmark = [pytest.mark.valkey, pytest.mark.chaos]
 Eventually = Callable[..., None]
 
 
-class Cluster:
-    """Three primaries with a replica each, which one test may break."""
-
-    def __init__(self, options: ClusterOptions, supervisor: Supervisor) -> None:
-        self.options = options
-        self._supervisor = supervisor
-        # The primary of all partitions of the world, and its replica.
-        self.primary = slot_of("p0") * options.primaries // valkey_cluster.SLOTS
-        assert {slot_of(f"p{p}") * 3 // valkey_cluster.SLOTS for p in range(PARTITIONS)} == {
-            self.primary
-        }
-        self.replica = self.primary + options.primaries
-
-    def process(self, at: int) -> psutil.Process:
-        return psutil.Process(self._supervisor.child(name_of(at)).pid)
-
-    def caught_up(self) -> bool:
-        """Whether the replica has all that the primary wrote."""
-        written = _field(ask(self.options, self.primary, "INFO", "replication"), "master_repl_")
-        copied = _field(ask(self.options, self.replica, "INFO", "replication"), "slave_repl_")
-        return written == copied
-
-    def cut(self) -> None:
-        """From now on the replica hears nothing: it is stopped, and its connection gone."""
-        self.process(self.replica).send_signal(signal.SIGSTOP)
-        ask(self.options, self.primary, "CLIENT", "KILL", "TYPE", "REPLICA")
-
-    def kill_primary(self) -> None:
-        self.process(self.primary).kill()
-
-    def promote(self) -> None:
-        self.process(self.replica).send_signal(signal.SIGCONT)
-        valkey_cluster.take_over(self.options, self.replica)
-
-
-def _field(info: bytes, prefix: str) -> str:
-    return next(
-        line.partition(":")[2]
-        for line in info.decode().splitlines()
-        if line.startswith(prefix + "offset:")
-    )
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[BreakableCluster]:
+    with breakable_cluster(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Supervisor() as supervisor, ports.reserve(12) as reserved:
-        options = ClusterOptions(directory=tmp_path, ports=reserved.numbers, replicated=True)
-        valkey_cluster.start(options, supervisor)
-        yield Cluster(options, supervisor)
-        for child in supervisor.children():
-            child.kill()  # some may be stopped, and none has anything to save
-
-
-@pytest.fixture
-def world(cluster: Cluster) -> Iterator[World]:
+def world(cluster: BreakableCluster) -> Iterator[World]:
     store = RedisStore(cluster.options.url, uuid.uuid4().hex, timeout_s=2)
     made = World(store)
     made.clock = SystemClock()
@@ -105,7 +54,7 @@ def stands_at(world: World, expected: list[int]) -> bool:
         return False
 
 
-def lose_the_last_writes(world: World, cluster: Cluster, eventually: Eventually) -> Split:
+def lose_the_last_writes(world: World, cluster: BreakableCluster, eventually: Eventually) -> Split:
     """A worker whose last writes were acknowledged, and are gone."""
     split = world.split()
     split.open()
@@ -124,7 +73,7 @@ def lose_the_last_writes(world: World, cluster: Cluster, eventually: Eventually)
 
 
 def test_a_failover_that_loses_the_last_writes_is_noticed_and_folded_again(
-    world: World, cluster: Cluster, eventually: Eventually
+    world: World, cluster: BreakableCluster, eventually: Eventually
 ) -> None:
     split = lose_the_last_writes(world, cluster, eventually)
     before = world.contents()
@@ -139,7 +88,7 @@ def test_a_failover_that_loses_the_last_writes_is_noticed_and_folded_again(
 
 
 def test_a_worker_that_slept_through_the_failover_writes_nothing(
-    world: World, cluster: Cluster, eventually: Eventually
+    world: World, cluster: BreakableCluster, eventually: Eventually
 ) -> None:
     zombie = lose_the_last_writes(world, cluster, eventually)
     world.put(range(300, 350))
@@ -152,7 +101,7 @@ def test_a_worker_that_slept_through_the_failover_writes_nothing(
 
 
 def test_a_primary_that_was_replaced_while_it_hung_misleads_nobody(
-    world: World, cluster: Cluster, eventually: Eventually
+    world: World, cluster: BreakableCluster, eventually: Eventually
 ) -> None:
     """It wakes up, and may for a moment take the old worker's writes: they are lost, no more."""
     split = world.split()

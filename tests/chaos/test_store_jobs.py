@@ -19,6 +19,7 @@ from tests.feature_world import World, events, jobs
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.chaos]
 
 EVENTS = 30_000
+START_S = 150  # a job loads Beam: seconds, or minutes on a machine with much else to do
 Eventually = Callable[..., None]
 
 
@@ -86,21 +87,22 @@ def test_a_job_rides_over_a_failover_and_its_rows_are_those_of_an_undisturbed_ru
     third = EVENTS // 3
     with jobs(world, tmp_path) as start:
         job = start()
+        eventually(lambda: "ready" in job.output(), START_S)
         world.produce(found[:third])
-        eventually(world.caught_up, 120)
+        eventually(world.caught_up, 60)
         eventually(cluster.caught_up)
         cluster.cut()
         world.produce(found[third : 2 * third])
-        eventually(world.caught_up, 120)
+        eventually(world.caught_up, 60)
         cluster.kill_primary()
         cluster.promote()
         # The job stands further than the store: it ends, and writes nothing of what it has folded.
         world.produce(found[2 * third :])
-        assert job.process.wait(120) == 1, job.output()
+        assert job.process.wait(60) == 1, job.output()
         assert "PositionMoved" in job.output()
         last = start()
-        eventually(lambda: "ready" in last.output(), 120)
-        eventually(world.caught_up, 120)
+        eventually(lambda: "ready" in last.output(), START_S)
+        eventually(world.caught_up, 60)
     undisturbed = world.fold_undisturbed(valkey.url)
     assert world.contents() == undisturbed.contents()
     assert world.counts() == undisturbed.counts()

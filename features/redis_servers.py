@@ -74,6 +74,7 @@ class Servers:
         self._seeds = [Link(pool) for pool in self._pools]
         self._links: dict[Address, Link] = {}
         self._slots: Slots | None = None  # None: to be learnt
+        self._told = ""  # name of who told the last map
         self._lock = threading.Lock()
 
     def ask(self, key: str, *commands: Command) -> tuple[Route, list[Any]]:
@@ -208,14 +209,25 @@ class Servers:
         return self._link(redirected.address)
 
     def _learnt(self, first: Address | None = None) -> Slots:
-        """The map of slots, by the first server that tells it."""
-        known = [self._link(first)] if first is not None else []
+        """
+        The map of slots, by the first server that tells it.
+
+        Whoever told the last one is asked last: a server that the others have given up may go on
+        believing that its slots are its own.
+        """
+        known = sorted(
+            (*self._links.values(), *self._seeds), key=lambda link: link.name == self._told
+        )
+        asked = known if first is None else [self._link(first), *known]
         problems: list[str] = []
-        for link in dict.fromkeys((*known, *self._links.values(), *self._seeds)):
+        for link in dict.fromkeys(asked):
             try:
-                return _slots(link)
+                slots = _slots(link)
             except StoreUnavailable as error:
                 problems.append(f"{link.name}: {error}")
+            else:
+                self._told = link.name
+                return slots
         raise StoreUnavailable(f"no server of the cluster answers: {'; '.join(problems)}")
 
     def _link(self, address: Address) -> Link:

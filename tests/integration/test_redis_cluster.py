@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -192,6 +196,33 @@ def test_any_named_server_that_answers_shows_the_way(servers) -> None:
     nobody = RedisStore("redis+cluster://127.0.0.1:1,127.0.0.1:2", "f" * 16)
     with pytest.raises(StoreUnavailable, match="no server of the cluster answers"):
         nobody.positions([0])
+
+
+def test_a_server_that_the_others_have_given_up_does_not_mislead(servers) -> None:
+    """It says that all slots are its own, and can do nothing with them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        alone = b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port
+
+        def mislead() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        def answer(connection: socket.socket) -> None:
+            with connection:
+                while asked := connection.recv(65_536):
+                    down = b"-CLUSTERDOWN The cluster is down\r\n"
+                    commands = len(re.findall(rb"\*\d+\r\n", asked))
+                    connection.sendall(alone if b"SLOTS" in asked else down * commands)
+
+        threading.Thread(target=mislead, daemon=True).start()
+        there = f"127.0.0.1:{servers.servers[0][0]}"
+        store = RedisStore(f"redis+cluster://127.0.0.1:{port},{there}", uuid.uuid4().hex)
+        assert store.positions(APART) == dict.fromkeys(APART)
+        store.close()
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_the_addresses_of_a_cluster_are_checked() -> None:

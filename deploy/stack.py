@@ -21,7 +21,7 @@ from deploy import kafka, own_version, registry, valkey
 from deploy.ports import LOOPBACK, holder, is_free
 from deploy.supervise import Child, Service, start, stop, wait_ready
 from ingest.clock import Clock, SystemClock
-from ingest.settings import Settings
+from ingest.settings import Settings, masked
 from schemas.errors import Misconfigured
 
 _LOCAL = {LOOPBACK, "localhost"}
@@ -96,7 +96,7 @@ def parts(settings: Settings, partitions: int) -> tuple[Part, ...]:
         Part(
             name="valkey",
             setting="redis_url",
-            address=settings.redis_url,
+            address=masked(settings.redis_url),
             host=redis_host,
             ports=(redis_port,),
             version=lambda: "Valkey " + ".".join(map(str, valkey.version(valkey.binary()))),

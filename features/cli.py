@@ -1,32 +1,30 @@
-"""Commands: `millstream features run | show | rebuild | describe`."""
+"""Commands: `millstream features run | show | describe`; the others' modules are named below."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ingest.terminal import Json, err, out, print_json, print_table
-from schemas.errors import Misconfigured, Refused
+from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
-    from features.rebuild import Compared, RebuildReport
     from features.show import ShownUser
-    from ingest.settings import Settings
 
 # What is heavy is imported inside the commands: `--help` stays quick.
 features_app = typer.Typer(no_args_is_help=True, help="User rows: fold, look at, rebuild.")
 
-ARCHIVE_COMMANDS = "features.archive_cli"
+OTHER_COMMANDS = ("features.rebuild_cli", "features.archive_cli")
 
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.add_typer(features_app, name="features")
-    if importlib.util.find_spec(ARCHIVE_COMMANDS) is not None:
-        importlib.import_module(ARCHIVE_COMMANDS).register(features_app)
+    for name in OTHER_COMMANDS:
+        importlib.import_module(name).register(features_app)
 
 
 @features_app.command("run")
@@ -75,50 +73,6 @@ def show(
         raise typer.Exit(1)
 
 
-@features_app.command("rebuild")
-def rebuild(
-    context: typer.Context,
-    partition: Annotated[int | None, typer.Option(help="Only this partition.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only this user's row.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Only compare; change nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """
-    Fold the log again and put the rows right, byte for byte; `--verify` exits 3 if they differ.
-
-    A feature job that runs meanwhile is fenced by a rebuild (not by `--verify`): restart it.
-
-    Example: `millstream features rebuild --verify`
-    """
-    from features import rebuild as rebuilding  # noqa: PLC0415
-    from features.job import rebuild_parts  # noqa: PLC0415
-
-    settings: Settings = context.obj
-    parts = rebuild_parts(settings)
-    if user is not None:
-        with err.status(f"folding the partition of {user} again"):
-            changed = rebuilding.rebuild_user(parts, user)
-        if as_json:
-            print_json({"user": user, "changed": changed})
-        else:
-            out.print("replaced" if changed else "was right", highlight=False)
-        return
-    count = parts.log.partitions(parts.topic)
-    if partition is not None and not 0 <= partition < count:
-        raise Misconfigured(f"{parts.topic} has partitions 0 to {count - 1}, not {partition}")
-    step = rebuilding.verify_partition if verify else rebuilding.rebuild_partition
-    reports = []
-    for number in range(count) if partition is None else [partition]:
-        with err.status(f"folding partition {number} of {count} again"):
-            reports.append(step(parts, number))
-    report = rebuilding.RebuildReport(partitions=tuple(reports))
-    _print_report(report, as_json)
-    if verify and not report.ok:
-        raise Refused(
-            "stored rows differ from what the log gives; run `millstream features rebuild`"
-        )
-
-
 @features_app.command("describe")
 def describe(as_json: Json = False) -> None:
     """
@@ -159,24 +113,3 @@ def _print_user(user: ShownUser) -> None:
             for e in user.history
         ),
     )
-
-
-def _print_report(report: RebuildReport, as_json: bool) -> None:
-    if as_json:
-        print_json({"ok": report.ok, "partitions": [asdict(p) for p in report.partitions]})
-        return
-    print_table(
-        ("partition", "up to", "kind", "equal", "different", "missing", "extra"),
-        (
-            [str(v) for v in (p.partition, p.offset, kind, *_numbers(c))]
-            for p in report.partitions
-            for kind, c in (("rows", p.rows), ("partials", p.partials))
-        ),
-    )
-    for p in report.partitions:
-        for name in p.named:
-            out.print(f"partition {p.partition}: {name}", highlight=False)
-
-
-def _numbers(compared: Compared) -> tuple[int, int, int, int]:
-    return compared.equal, compared.different, compared.missing, compared.extra

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 
 from features.store import Position
 from schemas.errors import Misconfigured
@@ -22,6 +23,7 @@ def encoded(position: Position) -> str:
     )
 
 
+@lru_cache(maxsize=256)  # serving reads the same ones many times between two writes
 def decoded(stored: bytes | None) -> Position | None:
     """
     What `encoded` gave; None: no position.

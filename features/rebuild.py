@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from features.refold import RebuildParts, Refold, Tape, refolding
 from features.store import Position, Snapshot
 from ingest.placement import partition_of
 from schemas.errors import Misconfigured
+
+Verdict = Literal["equal", "different", "missing", "extra"]  # the fields of Compared
 
 PAGE = 1_000  # keys compared by one read
 NAMED = 20  # differing keys that a report names
@@ -68,6 +71,20 @@ class RebuildReport:
         return sum((p.partials for p in self.partitions), Compared())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserReport:
+    """One user's row, compared at `offset`."""
+
+    user: str
+    partition: int
+    offset: int
+    found: Verdict
+
+    @property
+    def ok(self) -> bool:
+        return self.found == "equal"
+
+
 def verify(parts: RebuildParts, partitions: Sequence[int] | None = None) -> RebuildReport:
     """
     Compare all rows and partials with the log.
@@ -106,18 +123,28 @@ def rebuild_partition(parts: RebuildParts, partition: int) -> PartitionReport:
         return _report(refold, pages)
 
 
-def rebuild_user(parts: RebuildParts, user: str) -> bool:
-    """Replace one user's row by what the log gives; whether it had been another."""
-    partition = partition_of(user.encode(), parts.log.partitions(parts.topic))
+def verify_user(parts: RebuildParts, user: str) -> UserReport:
+    """Compare one user's row with what the log gives, changing nothing."""
+    partition = home_of(parts, user)
+    with refolding(parts, partition) as refold:
+        refold.advance_to(_stored(parts, partition).next_offset)
+        snapshot = parts.store.snapshots({partition: [user]})[partition]
+        refold.advance_to(_known(snapshot.position, partition).next_offset)
+        return _user_report(refold, user, snapshot.rows[0])
+
+
+def rebuild_user(parts: RebuildParts, user: str) -> UserReport:
+    """Replace one user's row by what the log gives, if it is another. Returns what was found."""
+    partition = home_of(parts, user)
     with refolding(parts, partition) as refold:
         # Most of the way before the claim: the worker stands still for the rest only.
         refold.advance_to(_stored(parts, partition).next_offset)
         lease = parts.store.claim(partition, None)
         refold.advance_to(lease.position.next_offset)
-        if parts.store.read(lease, [user], []).rows[0] == refold.rows([user])[0]:
-            return False
-        parts.store.write(lease, refold.update([user], [], lease.position))
-    return True
+        report = _user_report(refold, user, parts.store.read(lease, [user], []).rows[0])
+        if not report.ok:
+            parts.store.write(lease, refold.update([user], [], lease.position))
+        return report
 
 
 def of_this_log(stored: Position, start: Position, end: int) -> bool:
@@ -152,6 +179,20 @@ def _report(refold: Refold, pages: Sequence[_Page]) -> PartitionReport:
         partials=sum((page.partials for page in pages), Compared()),
         named=tuple(name for page in pages for name in page.named)[:NAMED],
     )
+
+
+def _user_report(refold: Refold, user: str, found: bytes | None) -> UserReport:
+    return UserReport(
+        user=user,
+        partition=refold.partition,
+        offset=refold.offset,
+        found=_verdict(refold, found, refold.rows([user])[0]),
+    )
+
+
+def home_of(parts: RebuildParts, user: str) -> int:
+    """The partition of a user's events, and so of her row."""
+    return partition_of(user.encode(), parts.log.partitions(parts.topic))
 
 
 def _pages(parts: RebuildParts, refold: Refold) -> Iterator[_Page]:
@@ -192,7 +233,7 @@ def _compare(
     return Compared(**tally), wrong, named
 
 
-def _verdict(refold: Refold, found: bytes | None, expected: bytes | None) -> str:
+def _verdict(refold: Refold, found: bytes | None, expected: bytes | None) -> Verdict:
     if found == expected or (refold.says_nothing(found) and refold.says_nothing(expected)):
         return "equal"
     if refold.says_nothing(found):
@@ -212,6 +253,7 @@ def _folded_afresh(
     try:
         while worker.leases[partition].position.next_offset < end:
             worker.process(tape.before(end))
+            parts.tell(worker.leases[partition].position.next_offset)
     finally:
         tape.close()
     keys = parts.store.keys(partition)

@@ -43,6 +43,7 @@ class RebuildParts:
     open_outlets: Callable[[], Outlets]  # a fold that starts afresh sends on again
     clock: Clock
     timeout_s: float
+    tell: Callable[[int], None] = lambda offset: None  # how far a fold has come
 
     def start(self, partition: int) -> tuple[Position, int]:
         """Where a partition's fold starts, and the end of its log."""
@@ -107,6 +108,7 @@ class Refold:
         self._worker = parts.worker(self._memory, NoOutlets())
         self._worker.take(self._memory.claim(partition, start))
         self._tape = Tape(parts, partition, start.next_offset)
+        self._tell = parts.tell
         # What the log does not know is replaced by the row of a user nothing is known of.
         self._nobody = rows.encode(rows.empty(1), parts.features.fingerprint)[0]
 
@@ -117,6 +119,7 @@ class Refold:
             if batch.next_offset > self.offset:
                 self._worker.process(batch)
                 self.offset = batch.next_offset
+                self._tell(self.offset)
 
     def known(self) -> Keys:
         return self._memory.keys(self.partition)

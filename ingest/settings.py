@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,7 +21,7 @@ class Settings:
 
     bootstrap_servers: str = "127.0.0.1:19092"
     registry_url: str = "http://127.0.0.1:18081"
-    redis_url: str = "redis://127.0.0.1:16379/0"
+    redis_url: str = "redis://127.0.0.1:16379/0"  # its forms: `features.redis_link`
     topic_prefix: str = ""  # before every topic name and consumer group: isolates runs
     profile: str = "production"  # constants of windows, minimums and budgets
     model_name: str = "recommender"
@@ -73,6 +74,16 @@ class Settings:
         if problems:
             raise Misconfigured("; ".join(problems))
         return cls(**found)
+
+
+def masked(url: str) -> str:
+    """
+    An address as it may be shown: without its password.
+
+    >>> masked("rediss://app:se@cret@store:6379/0")
+    'rediss://app:***@store:6379/0'
+    """
+    return re.sub(r"(://[^:/?]*:).*(?=@)", r"\1***", url)
 
 
 def _from_file(file: Path | None, env: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:

@@ -15,6 +15,7 @@ from deploy import kafka as kafka_process
 from deploy import ports
 from deploy import registry as registry_process
 from deploy import valkey as valkey_process
+from deploy import valkey_cluster as cluster_process
 from deploy.supervise import Service, Supervisor
 from ingest.clock import Clock, SystemClock
 from ingest.settings import Settings
@@ -38,6 +39,17 @@ class Valkey:
     """A real store. Shared: use keys of your own, or flush it and say so in the test."""
 
     url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValkeyCluster:
+    """A real store in cluster mode. Shared: use keys of your own; nothing may be killed."""
+
+    options: cluster_process.ClusterOptions
+
+    @property
+    def url(self) -> str:
+        return self.options.url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +97,19 @@ def valkey(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def valkey_cluster(
+    supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory
+) -> ValkeyCluster:
+    """Three valkey-servers that are one cluster, started when first asked for."""
+    with ports.reserve(6) as reserved:
+        options = cluster_process.ClusterOptions(
+            directory=tmp_path_factory.mktemp("cluster"), ports=reserved.numbers
+        )
+        _started(lambda: cluster_process.start(options, supervisor))
+    return ValkeyCluster(options=options)
+
+
+@pytest.fixture(scope="session")
 def registry(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> RegistryServer:
     """The stack's registry, started when first asked for."""
     if REUSE_REGISTRY in os.environ:  # noqa: TID251
@@ -128,11 +153,14 @@ def _source(condition: Callable[[], object]) -> str:
 
 
 def _start(supervisor: Supervisor, service: Callable[[], Service]) -> None:
+    _started(lambda: supervisor.start(service()))
+
+
+def _started(start: Callable[[], object]) -> None:
     try:
-        made = service()
+        start()
     except Misconfigured as error:
         _missing(str(error))
-    supervisor.start(made)
 
 
 def _missing(problem: str) -> NoReturn:

@@ -122,9 +122,9 @@ class World:
         with redis.Redis.from_url(self.settings.redis_url) as client:
             client.flushdb()
 
-    def fold_undisturbed(self) -> World:
+    def fold_undisturbed(self, server: str | None = None) -> World:
         """The same log folded into another store, without runner, pause or failure."""
-        url = self.settings.redis_url.rpartition("/")[0] + f"/{OTHER_DATABASE}"
+        url = (server or self.settings.redis_url).rpartition("/")[0] + f"/{OTHER_DATABASE}"
         other = World(settings=replace(self.settings, redis_url=url))
         other.empty_store()
         split = open_split(job_config(other.settings))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from features.catalog import CATALOG
+from features.hot_rows import HotRows
 from features.outlets import NoOutlets
 from features.refold import RebuildParts
 from features.split import Split, SplitParts
 from features.store import Lease, Update
 from features.store_memory import MemoryStore
 from features.worker import FeatureWorker, FoldRules
-from ingest.clock import ManualClock
+from ingest.clock import Clock, ManualClock
 from ingest.log import Outgoing
 from ingest.memory import MemoryLog, MemorySource
 from schemas.codec import Codec
@@ -27,11 +29,19 @@ USERS = [f"user-{i}" for i in range(20)]
 class World:
     """A log of events, a store, and the splits and rebuilds between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Any = None) -> None:
         self.registry = MemoryRegistry()
         self.codec = Codec(self.registry, UserEvent, "events")
-        self.store = MemoryStore()
+        self.store = MemoryStore() if store is None else store
+        self.clock: Clock = ManualClock()
         self.create_log()
+
+    def in_peace(self) -> World:
+        """The same log, folded into a store of its own."""
+        other = World()
+        other.registry, other.codec, other.log = self.registry, self.codec, self.log
+        other.fold()
+        return other
 
     def create_log(self) -> None:
         self.log = MemoryLog()
@@ -58,16 +68,17 @@ class World:
     def split(self, *, from_earliest: bool = False) -> Split:
         rules = FoldRules(features=CATALOG, partitions=PARTITIONS)
         reader = ColumnReader(self.registry, UserEvent)
+        writer = HotRows(self.store)
         return Split(
             SplitParts(
                 topic="events",
                 partitions=tuple(range(PARTITIONS)),
                 source=MemorySource(self.log),
                 log=self.log,
-                writer=self.store,
+                writer=writer,
                 reader=self.store,
-                worker=FeatureWorker(self.store, reader, NoOutlets(), rules),
-                clock=ManualClock(),
+                worker=FeatureWorker(writer, reader, NoOutlets(), rules),
+                clock=self.clock,
                 from_earliest=from_earliest,
             )
         )
@@ -87,7 +98,7 @@ class World:
             open_source=lambda: MemorySource(self.log),
             open_reader=lambda: ColumnReader(self.registry, UserEvent),
             open_outlets=NoOutlets,
-            clock=ManualClock(),
+            clock=self.clock,
             timeout_s=5,
         )
 

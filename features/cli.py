@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from features import audit_cli
 from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured, Refused
 
@@ -25,6 +26,7 @@ ARCHIVE_COMMANDS = "features.archive_cli"
 def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.add_typer(features_app, name="features")
+    audit_cli.register(app)
     if importlib.util.find_spec(ARCHIVE_COMMANDS) is not None:
         importlib.import_module(ARCHIVE_COMMANDS).register(features_app)
 

@@ -33,6 +33,13 @@ class MetricSpec:
 
 
 MetricName = Literal[
+    "audit.answers",
+    "audit.items",
+    "audit.skipped",
+    "audit.smape",
+    "audit.values",
+    "audit.wrong_answers",
+    "audit.wrong_items",
     "dead_letters.records",
     "features.corrupt_rows",
     "features.duplicates",
@@ -64,6 +71,17 @@ MetricName = Literal[
 ]
 
 METRICS: Final[Mapping[MetricName, MetricSpec]] = {
+    "audit.answers": MetricSpec("counter", "answers compared with the log"),
+    "audit.items": MetricSpec("counter", "items of answers compared with the log"),
+    "audit.skipped": MetricSpec("counter", "answers or items not compared", ("reason",)),
+    "audit.smape": MetricSpec("gauge", "error of a feature as served, 0 to 2", ("feature",)),
+    "audit.values": MetricSpec(
+        "counter",
+        "features compared: equal, within, different, missing, extra",
+        ("feature", "outcome"),
+    ),
+    "audit.wrong_answers": MetricSpec("counter", "answers with features that are not the log's"),
+    "audit.wrong_items": MetricSpec("counter", "items with features out of tolerance"),
     "dead_letters.records": MetricSpec("counter", "records refused", ("topic", "reason")),
     "features.corrupt_rows": MetricSpec("counter", "rows read as empty: corrupt or foreign"),
     "features.duplicates": MetricSpec("counter", "events dropped: their id was in the ring"),

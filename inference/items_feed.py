@@ -133,7 +133,8 @@ class ItemsFeed:
         """The batch's aggregates, those under their present key first; the rest is refused."""
         decoded = self._partials.read(batch.values)
         self._refuse(batch, dict(decoded.bad))
-        new, old = [], []
+        new: list[ItemFeatures] = []
+        old: list[ItemFeatures] = []
         for at, row in _rows(decoded):
             found = ItemFeatures(**row)
             key = old_item_key(found.item_id, found.partition)

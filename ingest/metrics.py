@@ -18,6 +18,8 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 # Seconds, from a cache hit to a stuck broker.
 LATENCY_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Seconds, from a slow network to a phone that was switched off for a week.
+DELAYS_S: Final = (1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 6 * 3_600.0, 86_400.0, 7 * 86_400.0)
 # Sizes: records of a batch, rows of a model call.
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
@@ -47,9 +49,12 @@ MetricName = Literal[
     "features.freshness_s",
     "features.late",
     "features.misplaced",
+    "join.closed_idle",
     "join.examples",
+    "join.late_label_s",
     "join.late_labels",
     "join.skipped",
+    "join.unmatched",
     "archive.records",
     "loop.batch_records",
     "loop.moved",
@@ -91,9 +96,16 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     ),
     "features.late": MetricSpec("counter", "events dropped: older than the horizon"),
     "features.misplaced": MetricSpec("counter", "events sent on to the partition of their key"),
+    "join.closed_idle": MetricSpec("counter", "lists closed by wall clock: nothing came any more"),
     "join.examples": MetricSpec("counter", "examples written"),
+    "join.late_label_s": MetricSpec(
+        "histogram",
+        "how long the event of a late label was under way: what `lateness` would have to be",
+        buckets=DELAYS_S,
+    ),
     "join.late_labels": MetricSpec("counter", "labels that came after their list was closed"),
     "join.skipped": MetricSpec("counter", "answers that give no example", ("reason",)),
+    "join.unmatched": MetricSpec("counter", "events that name a request and became no label"),
     "archive.records": MetricSpec("counter", "records archived", ("topic",)),
     "loop.batch_records": MetricSpec(
         "histogram", "records of a batch", ("loop",), buckets=tuple(map(float, SIZES))

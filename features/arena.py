@@ -54,6 +54,10 @@ class Arena:
             slots[: len(self._slots)] = self._slots
             self._slots = slots
 
+    def holds(self, index: int) -> bool:
+        """Whether an item has any tiles."""
+        return index < len(self._slots) and bool(self._slots[index] & _LENGTH_MASK)
+
     def put(self, index: NDArray[np.int64], tiles: Tiles) -> None:
         """Replace the tiles of these distinct items."""
         lengths = np.diff(tiles.splits)

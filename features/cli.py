@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from features import audit_cli
 from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured
 
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(features_app, name="features")
     for name in OTHER_COMMANDS:
         importlib.import_module(name).register(features_app)
+    audit_cli.register(app)
 
 
 @features_app.command("run")

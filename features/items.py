@@ -27,6 +27,7 @@ from features.partials import (
     fold_partials,
 )
 from features.ragged import owners
+from features.texts import Texts
 from schemas.events import Item, ItemFeatures
 
 __all__ = [
@@ -125,8 +126,7 @@ class ItemTable:
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
-        self.ids: list[str] = []
-        self.titles: list[str] = []
+        self.ids = Texts()
         self._sums = Arena()
         self._parts: dict[int, Arena] = {}  # by partition of user-events
         self._state = _State(
@@ -234,19 +234,20 @@ class ItemTable:
         if len(old):  # readers hold the arrays: what changes is changed in a copy
             kept = kept.grown(len(kept))
             kept.put(at[old], _picked(columns, old))
-            for i in old.tolist():
-                self.titles[at[i]] = newest[i].title
-        named = [(newest[i].item_id, newest[i].title) for i in new.tolist()]
-        self._publish(self._with_new(kept, _picked(columns, new), named))
+        ids = [newest[i].item_id for i in new.tolist()]
+        self._publish(self._with_new(kept, _picked(columns, new), ids))
 
     def put_partials(self, partials: Sequence[ItemFeatures]) -> int:
         """
         Take in aggregates: each replaces what its partition said of its item before.
 
+        Those of other feature sets, which share the topic, are passed over.
+
         Returns:
-            How many were refused: damaged, or of another feature set.
+            How many were refused: damaged, or stored in a form that is not known here.
         """
-        newest = list({(p.item_id, p.partition): p for p in partials}.values())
+        ours = (p for p in partials if p.fingerprint == self._fingerprint)
+        newest = list({(p.item_id, p.partition): p for p in ours}.values())
         decoded = decode_partials([p.partial for p in newest], self._fingerprint)
         good = np.setdiff1d(np.arange(len(newest)), np.array(decoded.corrupt, np.int64))
         ids = [newest[i].item_id for i in good.tolist()]
@@ -260,6 +261,11 @@ class ItemTable:
         self._sum_up(np.unique(at))
         return len(decoded.corrupt)
 
+    def holds_partial(self, item_id: str, partition: int) -> bool:
+        """Whether a partition has said anything of an item."""
+        arena, at = self._parts.get(partition), self.by_id(item_id)
+        return arena is not None and at >= 0 and arena.holds(at)
+
     def _index_or_add(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Index of each id; those that the catalogue has not named (yet) become unlisted items."""
         hashes = hash_ids(ids)
@@ -268,13 +274,10 @@ class ItemTable:
             names = list(dict.fromkeys(ids[i] for i in missing.tolist()))
             columns = _columns([Item(item_id=n, title=n, available=False) for n in names])
             columns.listed[:] = False
-            named = [(name, name) for name in names]
-            self._publish(self._with_new(self._state.columns, columns, named))
+            self._publish(self._with_new(self._state.columns, columns, names))
         return self._state.lookup.find(hashes)
 
-    def _with_new(
-        self, columns: _Columns, new: _Columns, named: Sequence[tuple[str, str]]
-    ) -> _State:
+    def _with_new(self, columns: _Columns, new: _Columns, ids: Sequence[str]) -> _State:
         """The state with these items behind the others. Nobody reads there before it is out."""
         size = self._state.size
         grown = size + len(new)
@@ -282,8 +285,7 @@ class ItemTable:
             columns = columns.grown(max(grown, 2 * len(columns), 64))
         at = np.arange(size, grown)
         columns.put(at, new)
-        self.ids.extend(item_id for item_id, _ in named)
-        self.titles.extend(title for _, title in named)
+        self.ids.extend(ids)
         self._sums.reserve(len(columns))
         lookup = self._state.lookup
         if len(new):

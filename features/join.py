@@ -11,7 +11,7 @@ write. What an open list needs is read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures, UserFeatures
 from features.examples import LABELS, Examples, ExampleSource
-from features.shown import Done, Shown, concat_done, concat_lists, sliced, take_done
+from features.join_pieces import Piece, matches
+from features.shown import Done, Shown, concat_lists, sliced
 
 # Names of the position's parts, and of the parts of a note.
 LISTS: Final = "recommendations"
@@ -57,18 +58,12 @@ JOIN_POLICIES: Final[Mapping[str, JoinPolicy]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Events in log order, and the order that sorts them by user."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What became of events, besides labels in time: for dashboards, of what a process has seen."""
 
-    events: Done
-    by_user: NDArray[np.int64]
-    users: NDArray[np.uint64]  # sorted
-
-    @classmethod
-    def of(cls, events: Done) -> _Piece:
-        by_user = np.argsort(events.user_hash, kind="stable")
-        return cls(events, by_user, events.user_hash[by_user])
+    late_ms: NDArray[np.int64]  # of each late label, how long its event was under way
+    unmatched: int  # events that name a request and became no label
 
 
 class LabelJoin:
@@ -105,14 +100,16 @@ class LabelJoin:
         self._time = np.zeros(0, np.int64)
         self._closed = np.zeros(0, np.int64)  # it has labels of offsets below; _NEVER: not known
         # Events of [_events_start, events_next) whose time is at least _floor_ms.
-        self._pieces: list[_Piece] = []
+        self._pieces: list[Piece] = []
         self._events_start = position[EVENTS]
         self._floor_ms = 0
         self._recent: list[tuple[Shown, NDArray[np.int64]]] = []
         self._heard = 0  # user-events offset up to which late labels were counted
+        self._judged = 0  # ... and up to which unmatched ones were, of those kept
+        self._late_ms: list[NDArray[np.int64]] = []
+        self._unmatched = 0
         self.lists_next = position[LISTS]
         self.events_next = position[EVENTS]
-        self.late_labels = 0
 
     def __len__(self) -> int:
         """Lists that were added and not taken."""
@@ -135,6 +132,15 @@ class LabelJoin:
         self._new_notes = []
         return notes
 
+    def outcomes(self) -> Outcomes:
+        """What became of events since the last call."""
+        found = Outcomes(
+            late_ms=np.concatenate([np.zeros(0, np.int64), *self._late_ms]),
+            unmatched=self._unmatched,
+        )
+        self._late_ms, self._unmatched = [], 0
+        return found
+
     def add_lists(self, lists: Shown, next_offset: int) -> None:
         """Lists of [lists_next, next_offset)."""
         self.lists_next = next_offset
@@ -156,19 +162,21 @@ class LabelJoin:
     def add_events(self, events: Done, next_offset: int) -> None:
         """Events of [events_next, next_offset)."""
         self.events_next = next_offset
-        fresh = take_done(events, events.offset >= self._heard)
+        piece = Piece.of(events)
+        for lists, closed in self._recent:
+            self._count_late([piece], lists, np.maximum(closed, self._heard))
+        wanted = events.event_time >= self._floor_ms
+        if not wanted.all():
+            self._unmatched += piece.part(~wanted).unmatched(self._heard)
+            piece = piece.part(wanted)
         self._heard = max(self._heard, next_offset)
-        if len(fresh):
-            for lists, closed in self._recent:
-                self._count_late([_Piece.of(fresh)], lists, closed)
-        events = take_done(events, events.event_time >= self._floor_ms)
-        if len(events):
-            self._close(np.flatnonzero(self._closed == _NEVER), events)
-            last = self._pieces[-1].events if self._pieces else None
-            if last is not None and len(last) + len(events) <= _PIECE:
-                self._pieces[-1] = _Piece.of(concat_done([last, events]))
+        if len(piece.events):
+            self._close(np.flatnonzero(self._closed == _NEVER), piece.events)
+            last = self._pieces[-1] if self._pieces else None
+            if last is not None and len(last.events) + len(piece.events) <= _PIECE:
+                self._pieces[-1] = last.and_then(piece)
             else:
-                self._pieces.append(_Piece.of(events))
+                self._pieces.append(piece)
         self._trim()
 
     def close_idle(self, now_ms: int) -> int:
@@ -260,9 +268,12 @@ class LabelJoin:
         self._recent = [r for r in self._recent if r[0].event_time[-1] > horizon - self._recent_ms]
 
     def _drop_first(self) -> int:
-        dropped = self._pieces.pop(0).events
-        self._events_start = int(dropped.offset[-1]) + 1
-        return len(dropped)
+        dropped = self._pieces.pop(0)
+        self._events_start = int(dropped.events.offset[-1]) + 1
+        # No list that was read needs them any more: those that became no label were in vain.
+        self._unmatched += dropped.unmatched(self._judged)
+        self._judged = max(self._judged, self._events_start)
+        return len(dropped.events)
 
     # Labels
 
@@ -306,7 +317,16 @@ class LabelJoin:
     def _labels(self, lists: Shown, closed: NDArray[np.int64]) -> NDArray[np.int64]:
         """[m, LABELS] events on each item, each event id once."""
         bounds = (lists.events_offset, closed)
-        pairs = list(_matches(lists, self._pieces, bounds, self._policy.window_ms))
+        pairs = []
+        for piece, found in matches(lists, self._pieces, bounds, self._policy.window_ms):
+            piece.used[found.event] = True
+            pairs.append(
+                (
+                    found.entry,
+                    piece.events.event_type[found.event],
+                    piece.events.event_hash[found.event],
+                )
+            )
         labels = np.zeros((len(lists.item_id), LABELS), np.int64)
         if not pairs:
             return labels
@@ -330,58 +350,11 @@ class LabelJoin:
     def _newest_ms(self) -> int:
         return int(self._pieces[-1].events.event_time.max()) if self._pieces else 0
 
-    def _count_late(
-        self, pieces: Sequence[_Piece], lists: Shown, closed: NDArray[np.int64]
-    ) -> None:
+    def _count_late(self, pieces: Sequence[Piece], lists: Shown, closed: NDArray[np.int64]) -> None:
         """Labels that came after their list was closed."""
         bounds = (np.maximum(closed, lists.events_offset), np.full(len(lists), _NEVER))
-        for entry, _, _ in _matches(lists, pieces, bounds, self._policy.window_ms):
-            self.late_labels += len(entry)
-
-
-def _matches(
-    lists: Shown,
-    pieces: Sequence[_Piece],
-    bounds: tuple[NDArray[np.int64], NDArray[np.int64]],
-    window_ms: int,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]]:
-    """
-    For each piece the (entry of the lists' items, event type, event hash) of its labels.
-
-    Args:
-        bounds: for each list the first offset, and the offset after the last, that count.
-    """
-    first, after = bounds
-    lo_ms, hi_ms = lists.event_time, lists.event_time + window_ms
-    counts = np.diff(lists.splits)
-    for piece in pieces:
-        events = piece.events
-        live = np.flatnonzero((first <= events.offset[-1]) & (after > events.offset[0]))
-        left = np.searchsorted(piece.users, lists.user_hash[live])
-        right = np.searchsorted(piece.users, lists.user_hash[live], "right")
-        which, at = _expanded(live, left, right - left)
-        event = piece.by_user[at]
-        time, offset = events.event_time[event], events.offset[event]
-        asked = events.request_hash[event]
-        fits = (offset >= first[which]) & (offset < after[which])
-        fits &= (time >= lo_ms[which]) & (time <= hi_ms[which])
-        fits &= (asked == 0) | (asked == lists.request_hash[which])
-        which, event = which[fits], event[fits]
-        of, entry = _expanded(np.arange(len(which)), lists.splits[which], counts[which])
-        same = lists.item_hash[entry] == events.item_hash[event[of]]
-        entry, event = entry[same], event[of[same]]
-        yield entry, events.event_type[event], events.event_hash[event]
-
-
-def _expanded(
-    keys: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """
-    Each key repeated `counts` times, beside the places start, start + 1, ... of its range.
-
-    >>> [a.tolist() for a in _expanded(np.array([7, 8]), np.array([0, 5]), np.array([1, 2]))]
-    [[7, 8, 8], [0, 5, 6]]
-    """
-    before = np.cumsum(counts) - counts
-    places = np.arange(int(counts.sum())) - np.repeat(before - starts, counts)
-    return np.repeat(keys, counts), places
+        for piece, found in matches(lists, pieces, bounds, self._policy.window_ms):
+            piece.used[found.event] = True
+            events = piece.events
+            took_ms = events.came_ms[found.event] - events.event_time[found.event]
+            self._late_ms.append(np.maximum(took_ms, 0))

@@ -102,7 +102,6 @@ class _Partition:
         )
         self.heard_s = self.written_s = parts.clock.monotonic_s()
         self.dirty_since_s: float | None = None
-        self.late_labels = 0
 
 
 class JoinWorker:
@@ -247,7 +246,8 @@ class JoinWorker:
         for number, partition in idle.items():
             partition.heard_s = now_s - self._policy.idle_close_s + _LOOK_S
             if bounds[number][1] <= partition.join.events_next:
-                partition.join.close_idle(self._parts.clock.now_ms())
+                closed = partition.join.close_idle(self._parts.clock.now_ms())
+                self._parts.metrics.count("join.closed_idle", closed)
 
     def _write(self, partition: _Partition) -> None:
         """Append the examples of all lists that are closed."""
@@ -255,10 +255,11 @@ class JoinWorker:
             content = framed(encode(examples, self._parts.features))
             partition.writer.append(content, len(examples), int(examples.event_time[0]))
             self._parts.metrics.count("join.examples", len(examples))
-        late = partition.join.late_labels
-        if late > partition.late_labels:
-            self._parts.metrics.count("join.late_labels", late - partition.late_labels)
-            partition.late_labels = late
+        outcomes = partition.join.outcomes()
+        self._parts.metrics.count("join.unmatched", outcomes.unmatched)
+        self._parts.metrics.count("join.late_labels", len(outcomes.late_ms))
+        for took_ms in outcomes.late_ms.tolist():
+            self._parts.metrics.observe("join.late_label_s", took_ms / 1000)
 
     def _rotate(self, partition: _Partition, end: int | None) -> None:
         """Commit when the file is large or old enough, or the end was reached."""

@@ -25,11 +25,21 @@ EVERY_S = 0.25
 MAX_ITEMS = 2_000  # of one transaction
 
 
-def item_key(item_id: str, partition: int) -> bytes:
+def item_key(item_id: str, partition: int, fingerprint: str) -> bytes:
     """
-    Key of an item's partial on `item-features`.
+    Key of an item's partial on `item-features`: feature sets must not compact each other away.
 
-    >>> item_key("film", 3)
+    >>> item_key("film", 3, "0123456789abcdef")
+    b'film\\x003\\x0001234567'
+    """
+    return old_item_key(item_id, partition) + b"\0" + fingerprint[:8].encode()
+
+
+def old_item_key(item_id: str, partition: int) -> bytes:
+    """
+    The key before it named the feature set; topics may hold it still.
+
+    >>> old_item_key("film", 3)
     b'film\\x003'
     """
     return item_id.encode() + b"\0" + str(partition).encode()
@@ -104,8 +114,11 @@ class Publisher:
                 for item, partial in waiting.partials.items()
             ]
         )
+        fingerprint = self._target.fingerprint
         return [
-            Outgoing(topic=self._target.topic, key=item_key(item, partition), value=value)
+            Outgoing(
+                topic=self._target.topic, key=item_key(item, partition, fingerprint), value=value
+            )
             for item, value in zip(waiting.partials, values, strict=True)
         ]
 

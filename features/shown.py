@@ -65,6 +65,7 @@ class Done:
     """n user-events in log order. Hash 0: not given."""
 
     offset: NDArray[np.int64]
+    came_ms: NDArray[np.int64]  # record timestamps
     event_time: NDArray[np.int64]
     event_type: NDArray[np.int64]
     user_hash: NDArray[np.uint64]
@@ -180,6 +181,7 @@ class DoneReader:
         frame, index = frame.filter(pl.Series(keep)), index[keep]
         return Done(
             offset=batch.offsets[index],
+            came_ms=batch.timestamps_ms[index],
             event_time=frame["event_time"].to_numpy(),
             event_type=frame["event_type"].to_numpy().astype(np.int64),
             user_hash=hash_ids(frame["user_id"].to_list()),

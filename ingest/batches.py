@@ -57,6 +57,23 @@ def empty(tp: TopicPartition, start_offset: int, next_offset: int) -> RecordBatc
     )
 
 
+def picked(batch: RecordBatch, keep: NDArray[np.bool_]) -> RecordBatch:
+    """The records under a mask; the batch spans the same offsets."""
+    index = np.flatnonzero(keep).tolist()
+    places = {at: n for n, at in enumerate(index)}
+    return RecordBatch(
+        topic=batch.topic,
+        partition=batch.partition,
+        start_offset=batch.start_offset,
+        next_offset=batch.next_offset,
+        offsets=batch.offsets[keep],
+        timestamps_ms=batch.timestamps_ms[keep],
+        keys=[batch.keys[i] for i in index],
+        values=[batch.values[i] for i in index],
+        headers={places[at]: h for at, h in batch.headers.items() if at in places},
+    )
+
+
 def groups(codes: Sequence[int]) -> list[tuple[int, list[int] | None]]:
     """
     Indices of each distinct code, in order; None: all of them (nothing to cut).

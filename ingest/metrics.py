@@ -18,6 +18,8 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 # Seconds, from a cache hit to a stuck broker.
 LATENCY_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+# Seconds, from a slow network to a phone that was switched off for a week.
+DELAYS_S: Final = (1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 6 * 3_600.0, 86_400.0, 7 * 86_400.0)
 # Sizes: records of a batch, rows of a model call.
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
@@ -33,6 +35,13 @@ class MetricSpec:
 
 
 MetricName = Literal[
+    "audit.answers",
+    "audit.items",
+    "audit.skipped",
+    "audit.smape",
+    "audit.values",
+    "audit.wrong_answers",
+    "audit.wrong_items",
     "dead_letters.records",
     "features.corrupt_rows",
     "features.duplicates",
@@ -40,9 +49,12 @@ MetricName = Literal[
     "features.freshness_s",
     "features.late",
     "features.misplaced",
+    "join.closed_idle",
     "join.examples",
+    "join.late_label_s",
     "join.late_labels",
     "join.skipped",
+    "join.unmatched",
     "archive.records",
     "loop.batch_records",
     "loop.moved",
@@ -64,6 +76,17 @@ MetricName = Literal[
 ]
 
 METRICS: Final[Mapping[MetricName, MetricSpec]] = {
+    "audit.answers": MetricSpec("counter", "answers compared with the log"),
+    "audit.items": MetricSpec("counter", "items of answers compared with the log"),
+    "audit.skipped": MetricSpec("counter", "answers or items not compared", ("reason",)),
+    "audit.smape": MetricSpec("gauge", "error of a feature as served, 0 to 2", ("feature",)),
+    "audit.values": MetricSpec(
+        "counter",
+        "features compared: equal, within, different, missing, extra",
+        ("feature", "outcome"),
+    ),
+    "audit.wrong_answers": MetricSpec("counter", "answers with features that are not the log's"),
+    "audit.wrong_items": MetricSpec("counter", "items with features out of tolerance"),
     "dead_letters.records": MetricSpec("counter", "records refused", ("topic", "reason")),
     "features.corrupt_rows": MetricSpec("counter", "rows read as empty: corrupt or foreign"),
     "features.duplicates": MetricSpec("counter", "events dropped: their id was in the ring"),
@@ -73,9 +96,16 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     ),
     "features.late": MetricSpec("counter", "events dropped: older than the horizon"),
     "features.misplaced": MetricSpec("counter", "events sent on to the partition of their key"),
+    "join.closed_idle": MetricSpec("counter", "lists closed by wall clock: nothing came any more"),
     "join.examples": MetricSpec("counter", "examples written"),
+    "join.late_label_s": MetricSpec(
+        "histogram",
+        "how long the event of a late label was under way: what `lateness` would have to be",
+        buckets=DELAYS_S,
+    ),
     "join.late_labels": MetricSpec("counter", "labels that came after their list was closed"),
     "join.skipped": MetricSpec("counter", "answers that give no example", ("reason",)),
+    "join.unmatched": MetricSpec("counter", "events that name a request and became no label"),
     "archive.records": MetricSpec("counter", "records archived", ("topic",)),
     "loop.batch_records": MetricSpec(
         "histogram", "records of a batch", ("loop",), buckets=tuple(map(float, SIZES))

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from features.audit_record import AuditRecord
 from retrain.ranking import Interval, bootstrap_mean
 from retrain.report import Report, UserScores
 from schemas.events import Measure
@@ -38,6 +39,9 @@ class GatePolicy:
     size_ratio: float = 1.2
     parity: float = 1e-5  # of exported and trained scores, relative to 1 + |score|
     least_hit_rate: float = 0.02  # of a first model, which has no champion to be compared with
+    # What was served is what is learned from: an audit a day costs one fold of the log. None: a
+    # missing or old audit is not asked for; one that found skew refuses all the same.
+    audit_age_ms: int | None = 24 * 3_600_000
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
@@ -56,6 +60,7 @@ DEMO_GATE = GatePolicy(
     latency_ratio=3.0,
     latency_slack_ms=20.0,
     size_ratio=2.0,
+    audit_age_ms=None,
 )
 
 
@@ -69,6 +74,14 @@ class Approval:
     def __post_init__(self) -> None:
         if not self.by:
             raise ValueError("an approval needs a name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """The last audit of the challenger's feature set, and how long ago it was."""
+
+    record: AuditRecord
+    age_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +126,7 @@ class _Case:
     popularity: Report
     policy: GatePolicy
     approval: Approval | None
+    audit: Audited | None
     gain: Interval | None  # over the champion, NDCG@k a user
     lead: Interval | None  # over popularity
 
@@ -124,6 +138,7 @@ def judge(
     policy: GatePolicy,
     *,
     approval: Approval | None = None,
+    audit: Audited | None = None,
     seed: int = 0,
 ) -> Verdict:
     """
@@ -132,6 +147,7 @@ def judge(
     Args:
         champion: the report of what serves now, on the same holdout; None if nothing serves.
         approval: who lets a first model through; without a champion and this, it is refused.
+        audit: of features as served against the log; None: there was none.
         seed: of the bootstrap; the same reports and seed give the same verdict.
     """
     random = np.random.default_rng(seed)
@@ -143,6 +159,7 @@ def judge(
         popularity=popularity,
         policy=policy,
         approval=approval,
+        audit=audit,
         gain=gain,
         lead=lead,
     )
@@ -182,6 +199,27 @@ def _evidence(case: _Case) -> Iterator[str]:
         yield "the champion was not evaluated on the same holdout"
     if case.candidate.probabilities and case.candidate.calibration is None:
         yield "scores are probabilities, but their calibration was not measured"
+    yield from _unaudited(case)
+
+
+def _unaudited(case: _Case) -> Iterator[str]:
+    """Where it is asked for: a first model's examples were not served by anything."""
+    longest_ms, audit = case.policy.audit_age_ms, case.audit
+    if longest_ms is None or case.champion is None:
+        return
+    if audit is None:
+        yield "features as served were not compared with the log; run `millstream audit`"
+    elif audit.record.outcome == "INSUFFICIENT":
+        yield f"the audit of features as served: {'; '.join(audit.record.reasons)}"
+    elif audit.age_ms > longest_ms:
+        age, most = (ms / 3_600_000 for ms in (audit.age_ms, longest_ms))
+        yield f"the last audit is {age:.1f} h old, at most {most:g} allowed; run `millstream audit`"
+
+
+def _audit(case: _Case) -> Iterator[str]:
+    """Skew between what was served and what the log gives; only a later audit takes it back."""
+    if case.audit is not None and case.audit.record.outcome == "SKEWED":
+        yield from case.audit.record.reasons
 
 
 def _integrity(case: _Case) -> Iterator[str]:
@@ -288,6 +326,7 @@ def _cost(case: _Case) -> Iterator[str]:
 
 _RULES: Sequence[tuple[str, Callable[[_Case], Iterator[str]]]] = (
     ("insufficient", _evidence),
+    ("audit", _audit),
     ("integrity", _integrity),
     ("champion", _champion),
     ("popularity", _baseline),
@@ -329,4 +368,7 @@ def _measures(case: _Case) -> tuple[Measure, ...]:
         found["size_bytes"] = case.candidate.cost.size_bytes
     if case.candidate.integrity is not None:
         found["parity"] = case.candidate.integrity.parity
+    if case.audit is not None:
+        found["audited_answers"] = case.audit.record.answers
+        found["audit_age_s"] = case.audit.age_ms / 1000
     return tuple(Measure(name=name, value=float(value)) for name, value in found.items())

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features import audit_record
 from features.declare import FeatureSet
 from features.disk import place
 from features.examples import Examples, take
@@ -36,7 +37,7 @@ from retrain.assessment import (
     assess_version,
     popular,
 )
-from retrain.gate import DEMO_GATE, GatePolicy, Refuse, judge
+from retrain.gate import DEMO_GATE, Audited, GatePolicy, Refuse, judge
 from retrain.holdout import EvaluationPolicy, fair, hold_out
 from retrain.order import JobOrder, JobResult, Status
 from retrain.publish import JOB_KEY, publish, published_by, write_metrics
@@ -283,6 +284,7 @@ class _Job:
             found.popularity,
             shop.policy.gate,
             approval=self._order.approval,
+            audit=self._audited(),
             seed=shop.policy.evaluation.seed,
         )
         self._measures += verdict.measures
@@ -304,6 +306,13 @@ class _Job:
         version = publish(verdict, staging, facts, shop.registry, settings.keys_dir)
         shutil.rmtree(staging, ignore_errors=True)
         return self._end(Status.PUBLISHED, version=version)
+
+    def _audited(self) -> Audited | None:
+        shop = self._shop
+        record = audit_record.load(shop.settings.models_dir, shop.features.fingerprint)
+        if record is None:
+            return None
+        return Audited(record=record, age_ms=max(0, shop.clock.now_ms() - record.at_ms))
 
     def _champion(self) -> int:
         """The version to be compared with; 0: none."""

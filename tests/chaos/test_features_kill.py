@@ -5,12 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from features.job import rebuild_parts
 from features.rebuild import verify
+from ingest.kafka import KafkaSource
+from ingest.reading import until_end
+from schemas.codec import Decoder
+from schemas.events import ItemFeatures
+from schemas.registry import RemoteRegistry
 from tests.feature_world import Job, World, events, jobs, make_world
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.chaos]
@@ -71,6 +77,21 @@ def test_a_job_killed_in_mid_replay_loses_and_doubles_nothing(
     last.send(signal.SIGTERM)
     assert last.process.wait(20) == 0
     assert_undisturbed(world)
+    stored = {(p, item): b for (p, kind, item), b in world.contents().items() if kind == "i"}
+    assert published(world) == stored
+
+
+def published(world: World) -> dict[tuple[int, str], bytes]:
+    """The newest partials on item-features, by partition and item."""
+    settings, topic = world.settings, world.topics.item_features
+    decoder = Decoder(RemoteRegistry(settings.registry_url, settings.timeout_s), ItemFeatures)
+    with closing(KafkaSource(settings.bootstrap_servers)) as source:
+        found = [
+            decoder.decode(value)
+            for batch in until_end(world.log(), source, [topic])
+            for value in batch.values
+        ]
+    return {(one.partition, one.item_id): one.partial for one in found}
 
 
 def test_an_emptied_store_is_folded_again_from_the_log(

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features import audit_record
 from features.examples import Examples
+from features.skew import AuditReport, Skewed
 from inference.registry import FolderRegistry
 from inference.signature import Keyring, create_key
 from ingest.clock import SystemClock
@@ -119,13 +121,16 @@ def test_after_a_change_the_retrained_model_replaces_the_old_one(
     assert found["requests"] < 0.41 * 20 * 60
 
 
-def test_without_a_champion_and_a_persons_approval_nothing_is_published(
+def test_without_approval_or_with_skewed_features_nothing_is_published(
     shop: job.Shop, settings: Settings
 ) -> None:
     archived(settings.archive_dir, shoppers())
+    found = AuditReport(fingerprint=FEATURES.fingerprint, since_ms=0)
+    skewed = Skewed(reasons=("row: 1 of 2 answers",))
+    audit_record.save(settings.models_dir, audit_record.recorded(found, skewed, 1))
     done = job.run(JobOrder(key="alone", train_until=UNTIL), shop)
     assert done.status == Status.REFUSED
-    assert [reason.split(":")[0] for reason in done.reasons] == ["bootstrap"]
+    assert [reason.split(":")[0] for reason in done.reasons] == ["audit", "bootstrap"]
     assert versions(shop) == []
 
 

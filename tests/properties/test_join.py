@@ -10,6 +10,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest.log import TopicPartition
+from ingest.memory import Crash
 from tests.join_world import POLICY, Row, World, answer, event
 
 USERS = ("u", "v")
@@ -93,25 +95,7 @@ def test_the_join_is_its_definition(
 ) -> None:
     with tempfile.TemporaryDirectory() as root:
         world = World(Path(root))
-        shown: list[tuple[Shows, int]] = []
-        done: list[Does] = []
-        for action in story:
-            if isinstance(action, Shows):
-                start = max(0, len(done) - action.behind)
-                world.show(answer(f"r{len(shown)}", action.user, action.at_ms, events_offset=start))
-                shown.append((action, start))
-            else:
-                request = None if action.answers is None else f"r{action.answers}"
-                world.do(
-                    event(
-                        f"e{action.event}",
-                        action.user,
-                        action.item,
-                        action.at_ms,
-                        request_id=request,
-                    )
-                )
-                done.append(action)
+        shown, done = told(world, story)
         world.join(
             max_records=max_records,
             take_lists=take_lists,
@@ -119,3 +103,48 @@ def test_the_join_is_its_definition(
             spare_events=spare,
         )
         assert world.rows() == by_definition(shown, done)
+
+
+@given(
+    actions,
+    st.sets(st.tuples(st.booleans(), st.integers(0, 40)), min_size=1, max_size=6),
+    st.integers(1, 6),
+    st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_join_restarted_at_any_offsets_is_one_that_never_ended(
+    story: list[Shows | Does], ends: set[tuple[bool, int]], max_records: int, max_lists: int
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        world = World(Path(root))
+        shown, done = told(world, story)
+        topics = world.topics.recommendations, world.topics.user_events
+        for of_events, offset in ends:
+            partition = world.log._partition(TopicPartition(topics[of_events], 0))
+            partition.faults[offset] = [Crash()]
+        deaths = 0
+        while True:
+            try:
+                world.join(max_records=max_records, take_lists=1, max_lists=max_lists)
+                break
+            except Crash:
+                deaths += 1
+        assert deaths <= len(ends)
+        assert world.rows() == by_definition(shown, done)
+
+
+def told(world: World, story: list[Shows | Does]) -> tuple[list[tuple[Shows, int]], list[Does]]:
+    """Put a story on the log: what was shown from which offset on, and what was done."""
+    shown: list[tuple[Shows, int]] = []
+    done: list[Does] = []
+    for action in story:
+        if isinstance(action, Shows):
+            start = max(0, len(done) - action.behind)
+            world.show(answer(f"r{len(shown)}", action.user, action.at_ms, events_offset=start))
+            shown.append((action, start))
+        else:
+            request = None if action.answers is None else f"r{action.answers}"
+            name = f"e{action.event}"
+            world.do(event(name, action.user, action.item, action.at_ms, request_id=request))
+            done.append(action)
+    return shown, done

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrain.gate import DEMO_GATE, Accept, Approval, GatePolicy, Refuse, judge
+from features.audit_record import AuditRecord, Outcome
+from retrain import gate
+from retrain.gate import DEMO_GATE, Accept, Approval, Audited, GatePolicy, Refuse, Verdict
 from retrain.report import Cost, HoldoutFacts, Integrity, Report, SliceScores, UserScores
 
 USERS = 3_000
@@ -46,6 +48,27 @@ def report(level: float, **changed: object) -> Report:
 def codes(verdict: object) -> set[str]:
     assert isinstance(verdict, Refuse), verdict
     return {reason.code for reason in verdict.reasons}
+
+
+def audited(outcome: Outcome, *reasons: str, age_ms: int = 0) -> Audited:
+    record = AuditRecord(
+        fingerprint="f",
+        at_ms=0,
+        outcome=outcome,
+        reasons=reasons,
+        users=1,
+        answers=500,
+        items=5_000,
+    )
+    return Audited(record=record, age_ms=age_ms)
+
+
+PASSED = audited("PASS")
+
+
+def judge(*reports: object, audit: Audited | None = PASSED, **given: object) -> Verdict:
+    """The gate's judgement, with an audit that passed unless a test says otherwise."""
+    return gate.judge(*reports, audit=audit, **given)
 
 
 CHAMPION = report(0.30, version=3)
@@ -176,3 +199,45 @@ def test_all_reasons_are_told_not_the_first() -> None:
 def test_the_demo_relaxes_numbers_not_rules() -> None:
     assert codes(judge(report(0.5), None, POPULAR, DEMO_GATE)) == {"bootstrap"}
     assert "champion" in codes(judge(report(0.2), CHAMPION, POPULAR, DEMO_GATE))
+
+
+@pytest.mark.parametrize(
+    ("audit", "said"),
+    [
+        (None, "run `millstream audit`"),
+        (audited("INSUFFICIENT", "answers: 3 compared, at least 200 asked"), "answers: 3"),
+        (audited("PASS", age_ms=25 * 3_600_000), "25.0 h old"),
+    ],
+    ids=["none", "insufficient", "old"],
+)
+def test_without_a_fresh_audit_there_is_too_little_evidence(
+    audit: Audited | None, said: str
+) -> None:
+    verdict = judge(report(0.32), CHAMPION, POPULAR, GatePolicy(), audit=audit)
+    assert codes(verdict) == {"insufficient"}
+    assert said in str(verdict.reasons[0])
+    off = replace(GatePolicy(), audit_age_ms=None)
+    assert isinstance(judge(report(0.32), CHAMPION, POPULAR, off, audit=audit), Accept)
+
+
+def test_a_first_model_needs_no_audit_of_what_nobody_served() -> None:
+    ada = Approval(by="Ada")
+    verdict = judge(report(0.5), None, POPULAR, GatePolicy(), approval=ada, audit=None)
+    assert isinstance(verdict, Accept)
+
+
+@pytest.mark.parametrize("policy", [GatePolicy(), DEMO_GATE], ids=["production", "demo"])
+@pytest.mark.parametrize("champion", [CHAMPION, None], ids=["challenger", "first"])
+def test_skew_refuses_under_every_policy_however_old(
+    policy: GatePolicy, champion: Report | None
+) -> None:
+    skewed = audited("SKEWED", "row: 3 of 500 answers, in user_recency (3)", age_ms=10**10)
+    ada = Approval(by="Ada")
+    verdict = judge(report(0.5), champion, POPULAR, policy, approval=ada, audit=skewed)
+    assert "audit" in codes(verdict)
+    assert "audit: row: 3 of 500 answers" in "\n".join(map(str, verdict.reasons))
+
+
+def test_the_audit_is_among_the_numbers_of_an_accepted_challenger() -> None:
+    verdict = judge(report(0.32), CHAMPION, POPULAR, GatePolicy())
+    assert {m.name: m.value for m in verdict.measures}["audited_answers"] == 500

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from features.items import ItemTable
+from features.declare import RowPolicy
+from features.items import ItemTable, empty_partials, encode_partials, fold_partials
+from features.publish import item_key, old_item_key
+from inference import items_feed
 from inference.items_feed import NEVER_STOP, ItemsFeed
 from ingest.clock import ManualClock
 from ingest.dead_letter import DeadLetters, read_dead_letters
@@ -13,10 +17,12 @@ from ingest.memory import MemoryLog, MemoryProducer, MemorySource
 from ingest.topics import Topics
 from schemas.codec import Codec
 from schemas.errors import Reason, RegistryUnavailable
-from schemas.events import DeadLetter, Item, ItemFeatures
+from schemas.events import DeadLetter, EventType, Item, ItemFeatures
 from schemas.registry import MemoryRegistry
 
 TOPICS = Topics("")
+MINE, OTHER = "f" * 16, "0123456789abcdef"
+NOW_MS = 1_700_000_000_000
 
 
 class SilentRegistry(MemoryRegistry):
@@ -38,7 +44,7 @@ class World:
         self.registry = SilentRegistry()
         self.codec = Codec(self.registry, Item, TOPICS.item_updates)
         self.letters = Codec(self.registry, DeadLetter, TOPICS.dead_letters)
-        self.table = ItemTable("f" * 16)
+        self.table = ItemTable(MINE)
         dead = DeadLetters(
             MemoryProducer(self.log), self.letters, TOPICS.dead_letters, ManualClock(), NEVER_STOP
         )
@@ -49,6 +55,29 @@ class World:
         if value == b"*":
             value = self.codec.encode(Item(item_id=item_id, title=item_id.upper()))
         self.log.append(Outgoing(topic=topic, key=item_id.encode(), value=value))
+
+    def aggregate(self, clicks: int, key: bytes, fingerprint: str = MINE) -> None:
+        """Put a partial of the item `film` with so many clicks."""
+        partials = fold_partials(
+            empty_partials(1),
+            np.zeros(clicks, np.int64),
+            np.full(clicks, EventType.CLICK, np.uint8),
+            np.full(clicks, NOW_MS),
+            RowPolicy(),
+        )
+        value = ItemFeatures(
+            item_id="film",
+            partition=0,
+            fingerprint=fingerprint,
+            events_offset=0,
+            partial=encode_partials(partials, fingerprint)[0],
+        )
+        codec = Codec(self.registry, ItemFeatures, TOPICS.item_features)
+        self.log.append(Outgoing(topic=TOPICS.item_features, key=key, value=codec.encode(value)))
+
+    def clicks(self) -> int:
+        index = np.array([self.table.by_id("film")])
+        return int(self.table.window_counts(index, [EventType.CLICK], NOW_MS)[0])
 
     def read(self) -> None:
         self.feed.open(self.log)
@@ -76,7 +105,7 @@ def test_a_bad_entry_is_dead_lettered_and_its_neighbours_are_in_the_table(world:
     world.put("gone", None)
     world.read()
     assert world.feed.ready.is_set()
-    assert world.table.ids == ["first", "last", "gone"]
+    assert list(world.table.ids) == ["first", "last", "gone"]
     assert [(d.reason, d.topic, d.offset, d.value) for d in world.dead()] == [
         (reason, TOPICS.item_updates, 1 + at, bad[at])
         for at, reason in enumerate(
@@ -96,7 +125,7 @@ def test_a_bad_aggregate_is_dead_lettered_and_a_foreign_one_waits_for_its_succes
     world.put("film", b"junk", TOPICS.item_features)
     world.put("film", codec.encode(foreign), TOPICS.item_features)
     world.read()
-    assert world.table.ids == ["film"]
+    assert list(world.table.ids) == ["film"]
     (letter,) = world.dead()
     assert (letter.reason, letter.topic) == (Reason.NOT_FRAMED, TOPICS.item_features)
 
@@ -110,7 +139,7 @@ def test_entries_wait_for_a_registry_that_is_gone(world: World) -> None:
     world.registry.silent = False
     while world.feed.step(0):
         pass
-    assert world.table.ids == ["film"]
+    assert list(world.table.ids) == ["film"]
     assert world.dead() == []
 
 
@@ -127,12 +156,54 @@ def test_it_is_ready_only_when_all_that_stood_there_is_in_the_table(world: World
     assert world.feed.ready.is_set()
 
 
-def test_it_follows_new_titles_and_withdrawals(world: World) -> None:
+def test_it_follows_new_prices_and_withdrawals(world: World) -> None:
     world.put("film")
     world.read()
-    world.put("film", world.codec.encode(Item(item_id="film", title="renamed")))
+    world.put("film", world.codec.encode(Item(item_id="film", title="film", price=2.0)))
     assert world.feed.step(0)
-    assert (world.table.titles, world.table.available.tolist()) == (["renamed"], [True])
+    assert (world.table.price.tolist(), world.table.available.tolist()) == ([2.0], [True])
     world.put("film", None)
     assert world.feed.step(0)
     assert world.table.available.tolist() == [False]
+
+
+def test_the_catalogue_comes_before_the_aggregates(world: World) -> None:
+    world.aggregate(1, key=item_key("film", 0, MINE))
+    world.put("film")
+    world.feed.open(world.log)
+    world.feed.step(0)
+    assert world.table.listed.tolist() == [True]
+    assert world.clicks() == 0
+    assert not world.feed.ready.is_set()
+    world.feed.step(0)
+    assert world.clicks() == 1
+    assert world.feed.ready.is_set()
+
+
+def test_feature_sets_share_the_topic(world: World) -> None:
+    """Under one key, compaction would leave only one of them."""
+    assert item_key("film", 0, MINE) != item_key("film", 0, OTHER)
+    world.aggregate(3, key=item_key("film", 0, MINE))
+    world.aggregate(5, key=item_key("film", 0, OTHER), fingerprint=OTHER)
+    world.put("film")
+    world.read()
+    assert world.clicks() == 3
+    assert world.dead() == []
+
+
+@pytest.mark.parametrize(
+    ("forms", "clicks"),
+    [("o", 1), ("oo", 2), ("on", 2), ("no", 1), ("noo", 1), ("ono", 2), ("onn", 3)],
+)
+@pytest.mark.parametrize("batch", [1, 10])
+def test_the_key_of_before_is_read_until_there_is_one_of_now(
+    world: World, forms: str, clicks: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may stand on the topic, in other partitions of it, and come in any order."""
+    monkeypatch.setattr(items_feed, "BATCH_RECORDS", batch)
+    keys = {"o": old_item_key("film", 0), "n": item_key("film", 0, MINE)}
+    for count, form in enumerate(forms, 1):
+        world.aggregate(count, key=keys[form])
+    world.put("film")
+    world.read()
+    assert world.clicks() == clicks

@@ -16,7 +16,7 @@ from ingest.log import TopicPartition
 from ingest.memory import Crash
 from schemas.errors import ArchiveUnavailable, PositionMoved
 from schemas.events import EventType, Status
-from tests.join_world import Stop, World, answer, counted, event
+from tests.join_world import T0, Stop, World, answer, counted, event
 
 CLICK = counted(EventType.CLICK)
 
@@ -109,6 +109,45 @@ def test_a_list_closes_when_event_time_has_passed_window_and_lateness(world: Wor
     assert world.metrics.value("join.late_labels") == 1
 
 
+@pytest.mark.parametrize("max_records", [1, 100])
+def test_a_late_label_says_how_long_its_event_was_under_way(world: World, max_records: int) -> None:
+    world.show(answer("r0", "u", 0))
+    finish(world, 1_200)
+    world.do(event("1", "u", "a", 100), timestamp_ms=T0 + 90_000)
+    world.do(event("2", "u", "x", 100), timestamp_ms=T0 + 90_000)  # no label of anything
+    world.show(answer("r1", "v", 1_500, events_offset=world.events_end("v")))
+    finish(world, 3_000)
+    world.join(max_records=max_records)
+    assert world.metrics.observed("join.late_label_s") == [89.9]
+    assert world.metrics.value("join.late_labels") == 1
+
+
+def test_an_event_that_names_a_request_and_becomes_no_label_is_unmatched(world: World) -> None:
+    for i in range(4):
+        world.show(answer(f"r{i}", "u", 5_000 * i, events_offset=world.events_end("u")))
+        at_ms = 5_000 * i + 10
+        world.do(event(f"in-{i}", "u", "a", at_ms, request_id=f"r{i}"))
+        world.do(event(f"other-{i}", "u", "b", at_ms, request_id="nobody's"))
+        world.do(event(f"item-{i}", "u", "x", at_ms, request_id=f"r{i}"))
+        world.do(event(f"own-{i}", "u", "x", at_ms))  # names none: it need not match
+    finish(world, 30_000)
+    world.join(max_records=2, spare_events=0)
+    assert [len(row) for row in labels(world)] == [1, 0, 0] * 4
+    assert world.metrics.value("join.late_labels") == 0
+    assert world.metrics.value("join.unmatched") == 2 * 4
+
+
+def test_a_late_label_is_not_unmatched(world: World) -> None:
+    world.show(answer("r0", "u", 0))
+    finish(world, 1_200)
+    world.do(event("late", "u", "a", 100, request_id="r0"))
+    world.show(answer("r1", "u", 1_500, events_offset=world.events_end("u")))
+    finish(world, 3_000)
+    world.join(max_records=1, spare_events=0)
+    assert world.metrics.value("join.late_labels") == 1
+    assert world.metrics.value("join.unmatched") == 0
+
+
 def test_examples_come_in_the_order_of_the_lists(world: World) -> None:
     world.show(answer("r1", "u", 50))
     world.show(answer("r2", "v", 0))
@@ -175,6 +214,7 @@ def test_an_idle_partition_closes_by_wall_clock_and_says_where(world: World) -> 
     assert world.clock.now_ms() >= 1_700_000_000_000 + 1_100
     manifest = archive.manifests(world.root, KIND)[0]
     assert manifest.notes == ({"recommendations": 1, "user-events": 1},)
+    assert world.metrics.value("join.closed_idle") == 1
 
 
 def test_a_repeated_join_closes_an_idle_list_where_it_was_closed(

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 
 from features.publish import MAX_ITEMS, Publisher, PublishTarget, item_key, transactional_id
 from features.store import Lease, Position, Update
 from features.store_memory import MemoryStore
 from ingest.log import TopicPartition
-from ingest.memory import MemoryLog, MemorySource, MemoryTransactionalProducer
+from ingest.memory import Crash, MemoryLog, MemorySource, MemoryTransactionalProducer
 from schemas.codec import Codec
 from schemas.errors import PositionMoved
 from schemas.events import ItemFeatures
@@ -24,15 +26,19 @@ class World:
         self.owner = "worker"
         self.codec = Codec(MemoryRegistry(), ItemFeatures, "item-features")
 
-    def publisher(self, name: str = "worker") -> Publisher:
+    def publisher(self, name: str = "worker", dying: tuple[str, bool] | None = None) -> Publisher:
         """Of a process; it owns the partition while it is `self.owner`."""
+
+        def fragile(part: Any) -> Any:
+            return part if dying is None else Dying(part, dying[0], after=dying[1])
+
         target = PublishTarget(
             topic="item-features",
             fingerprint="f" * 16,
             codec=self.codec,
-            open_producer=lambda name: MemoryTransactionalProducer(self.log, name),
+            open_producer=lambda name: fragile(MemoryTransactionalProducer(self.log, name)),
         )
-        return Publisher(self.store, target, lambda _: name == self.owner)
+        return Publisher(fragile(self.store), target, lambda _: name == self.owner)
 
     def change(self, partials: dict[str, bytes], next_offset: int) -> None:
         update = Update(rows={}, partials=partials, next_offset=next_offset)
@@ -57,7 +63,7 @@ def test_changed_partials_are_published_once_with_their_position() -> None:
     expected = ItemFeatures(
         item_id="film", partition=3, fingerprint="f" * 16, events_offset=7, partial=b"F"
     )
-    assert world.published() == [(item_key("film", 3), expected)]
+    assert world.published() == [(item_key("film", 3, "f" * 16), expected)]
 
 
 def test_more_partials_than_fit_a_transaction_take_several() -> None:
@@ -68,15 +74,48 @@ def test_more_partials_than_fit_a_transaction_take_several() -> None:
     assert len(world.published()) == MAX_ITEMS + 5
 
 
-def test_what_a_dead_publisher_had_not_settled_is_published_again() -> None:
+class Dying:
+    """An outbox, or a producer, that dies at one step of its work, before or after doing it."""
+
+    def __init__(self, inner: Any, step: str, *, after: bool) -> None:
+        self._inner, self._step, self._after = inner, step, after
+        self._dead = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self._dead:
+            return lambda *_: None  # a killed process aborts and closes nothing
+        do = getattr(self._inner, name)
+        if name != self._step:
+            return do
+
+        def dies(*given: Any) -> None:
+            if self._after:
+                do(*given)
+            self._dead = True
+            raise Crash
+
+        return dies
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", ["begin", "send", "commit", "unpublished", "settle"])
+def test_a_publisher_killed_at_any_step_leaves_readers_as_if_it_had_not_been(
+    step: str, after: bool
+) -> None:
     world = World()
-    world.change({"film": b"F"}, 7)
-    waiting = world.store.unpublished(3, 10)
+    world.change({"film": b"F", "song": b"S"}, 7)
     world.publisher().publish(3)
-    world.change({"film": b"F"}, 8)  # as if the first had died before it settled
-    assert world.publisher().publish(3) == 1
-    assert [features.partial for _, features in world.published()] == [b"F", b"F"]
-    assert waiting.mark == 7
+    world.change({"film": b"G", "book": b"B"}, 9)
+    with pytest.raises(Crash):
+        world.publisher(dying=(step, after)).publish(3)
+    world.change({"poem": b"P"}, 11)
+    heir = world.publisher()
+    while heir.publish(3):
+        pass
+    newest = {features.item_id: features.partial for _, features in world.published()}
+    assert newest == {"film": b"G", "song": b"S", "book": b"B", "poem": b"P"}
+    assert world.store.unpublished(3, 10).partials == {}
+    assert world.publisher().publish(3) == 0
 
 
 def test_a_zombie_is_fenced_and_settles_nothing() -> None:

@@ -34,7 +34,10 @@ def watch_folds_with(make: MakeWatch) -> None:
 
 def replay(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="movielens-100k, movielens or kuairand.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="movielens-100k, movielens, kuairand, ranklens, otto or recbole."),
+    ],
     path: Annotated[Path | None, typer.Argument(help="Where its files are.")] = None,
     speed: Annotated[str, typer.Option(help="Times real time, or max.")] = "max",
     limit: Annotated[int | None, typer.Option(min=0, help="At most so many rows.")] = None,

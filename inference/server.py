@@ -37,7 +37,7 @@ from ingest.kafka import (
 )
 from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
-from ingest.topics import Topics, check_partitions
+from ingest.topics import Topics, check_partitions, serving_group
 from schemas.codec import Codec
 from schemas.errors import PositionMoved, Retryable
 from schemas.events import DeadLetter, Recommendation, Release
@@ -165,7 +165,7 @@ class Server:
             stack.callback(producer.close)
             source = KafkaGroupSource(
                 settings.bootstrap_servers,
-                f"{settings.topic_prefix}serve",
+                serving_group(settings.topic_prefix),
                 timeout_s=settings.timeout_s,
                 instance_id=name,
                 session_timeout_s=SESSION_S,

@@ -16,6 +16,7 @@ import typer
 
 from ingest.clock import SystemClock
 from ingest.dead_letter_cli import letters_app
+from ingest.repartition_cli import repartition
 from ingest.replay_cli import replay
 from ingest.settings import Settings
 from ingest.terminal import Json, out, plain, print_json, print_table, progress
@@ -24,11 +25,14 @@ from schemas.errors import Misconfigured
 if TYPE_CHECKING:
     from ingest.simulator import Simulator
 
-topics_app = typer.Typer(no_args_is_help=True, help="The ten topics: create, describe.")
+topics_app = typer.Typer(
+    no_args_is_help=True, help="The ten topics: create, copy, describe."
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the one app."""
+    topics_app.command()(repartition)
     app.add_typer(topics_app, name="topics")
     app.add_typer(letters_app, name="dead-letters")
     app.command()(replay)

@@ -22,7 +22,7 @@ _KINDS: Final = {
     "orders": EventType.PURCHASE,
 }
 _EVENT: Final = pl.Struct({"aid": pl.Int64, "ts": pl.Int64, "type": pl.String})
-_SCHEMA: Final = pl.Schema({"session": pl.Int64, "events": pl.List(_EVENT)})
+_SCHEMA: Final = pl.Schema({"session": pl.Int64(), "events": pl.List(_EVENT)})
 
 
 def read_otto(folder: Path) -> Dataset:

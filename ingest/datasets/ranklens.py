@@ -22,11 +22,11 @@ LICENCE: Final = "Ranklens by Metarank: CC BY-SA 4.0 (github.com/metarank/rankle
 _HELP: Final = "Ranklens' events.jsonl from github.com/metarank/ranklens"
 _SCHEMA: Final = pl.Schema(
     {
-        "row_id": pl.String,
-        "user_id": pl.String,
-        "time_ms": pl.Int64,
-        "kind": pl.String,  # of the events that the row becomes
-        "request_id": pl.String,
+        "row_id": pl.String(),
+        "user_id": pl.String(),
+        "time_ms": pl.Int64(),
+        "kind": pl.String(),  # of the events that the row becomes
+        "request_id": pl.String(),
         "positions": pl.List(pl.Int64),
         "items": pl.List(pl.String),
     }

@@ -25,9 +25,7 @@ from schemas.errors import Misconfigured
 if TYPE_CHECKING:
     from ingest.simulator import Simulator
 
-topics_app = typer.Typer(
-    no_args_is_help=True, help="The ten topics: create, copy, describe."
-)
+topics_app = typer.Typer(no_args_is_help=True, help="The ten topics: create, copy, describe.")
 
 
 def register(app: typer.Typer) -> None:

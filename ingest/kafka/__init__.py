@@ -5,8 +5,8 @@ Every error of the library leaves here as one of ours (`ingest.kafka.errors`), e
 time-out, and what librdkafka logs goes to structlog.
 """
 
-from ingest.kafka.admin import KafkaAdmin, KafkaGroups, KafkaLog
-from ingest.kafka.consumer import KafkaGroupSource, KafkaSource
+from ingest.kafka.admin import KafkaAdmin, KafkaLog
+from ingest.kafka.consumer import KafkaGroups, KafkaGroupSource, KafkaSource
 from ingest.kafka.producer import KafkaProducer, KafkaTransactionalProducer
 
 __all__ = [

@@ -224,33 +224,3 @@ class KafkaAdmin:
                     f"topics were not {wanted} within {self._client.timeout_s:g} s"
                 )
             self._clock.sleep(CHECK_EVERY_S)
-
-
-class KafkaGroups:
-    """`Groups`."""
-
-    def __init__(
-        self, bootstrap_servers: str, timeout_s: float = 10.0, options: Options | None = None
-    ) -> None:
-        self._client = _Client(bootstrap_servers, timeout_s, options)
-
-    def offsets(self, group: str, topic: str) -> dict[int, int]:
-        doing = f"ask for the offsets of group {group}"
-        with mapping(doing):
-            futures = self._client.library.list_consumer_group_offsets(
-                [ck.ConsumerGroupTopicPartitions(group)], request_timeout=self._client.timeout_s
-            )
-        found = self._client.result(doing, futures[group]).topic_partitions
-        return {tp.partition: tp.offset for tp in found if tp.topic == topic and tp.offset >= 0}
-
-    def move(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
-        doing = f"move group {group}"
-        wanted = [ck.TopicPartition(topic, p, at) for p, at in offsets.items()]
-        with mapping(doing):
-            futures = self._client.library.alter_consumer_group_offsets(
-                [ck.ConsumerGroupTopicPartitions(group, wanted)],
-                request_timeout=self._client.timeout_s,
-            )
-        for moved in self._client.result(doing, futures[group]).topic_partitions:
-            if moved.error is not None:
-                raise mapped(moved.error, f"{doing} in {topic}[{moved.partition}]")

@@ -26,7 +26,7 @@ from tests.feature_world import World, events, make_world
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.chaos]
 
-EVENTS = 20_000
+EVENTS = 15_000
 ERASED = ("user-3", "user-11")
 AFTER = 6
 

@@ -244,7 +244,8 @@ def claim(root: Path, first: Manifest, suffix: str, disk: Disk | None = None) ->
             if dict(old.log) != dict(first.log):
                 raise Misconfigured(
                     f"the archive {folder} (partition {first.partition}) was read from "
-                    f"{dict(old.log)}, not from {dict(first.log)}: archive to another folder"
+                    f"{dict(old.log)}, not from {dict(first.log)}: archive to another folder "
+                    "(--archive-dir)"
                 )
             new = replace(
                 old,

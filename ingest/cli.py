@@ -157,9 +157,11 @@ def simulate(
 def _simulate(settings: Settings, simulator: Simulator, duration_s: float) -> None:
     from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
     from ingest.simulation import Live, Simulation
-    from ingest.topics import Topics
+    from ingest.topics import Topics, check_partitions
     from schemas.registry import RemoteRegistry
 
+    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
+    check_partitions(log, Topics(settings.topic_prefix))
     clock, servers, timeout_s = SystemClock(), settings.bootstrap_servers, settings.timeout_s
     stopping: list[int] = []
     before = [(s, signal.signal(s, lambda n, _: stopping.append(n))) for s in _STOP_SIGNALS]
@@ -171,7 +173,7 @@ def _simulate(settings: Settings, simulator: Simulator, duration_s: float) -> No
             progress("seconds", round(duration_s)) as tell,
         ):
             live = Live(
-                log=KafkaLog(servers, timeout_s),
+                log=log,
                 source=source,
                 producer=producer,
                 registry=RemoteRegistry(settings.registry_url, timeout_s),

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from ingest.log import Log
+from ingest.log import Log, TopicPartition
 from schemas import events
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, PositionForeign
 
 DAY_MS: Final = 86_400_000
 FOR_EVER: Final = -1
@@ -209,6 +209,21 @@ def check_partitions(log: Log, topics: Topics) -> int:
             f"Run: millstream topics repartition --to {max(counts.values())}"
         )
     return next(iter(counts.values()))
+
+
+def check_offset(place: TopicPartition, offset: int, bounds: tuple[int, int], mend: str) -> None:
+    """
+    Whether a reader may go on from an offset that it stored. `mend`: what to do if not.
+
+    Raises:
+        PositionForeign: the log does not hold it.
+    """
+    first, end = bounds
+    if not first <= offset <= end:
+        raise PositionForeign(
+            f"{place.topic}[{place.partition}] was read up to offset {offset}, but its log spans "
+            f"{first} to {end}. {mend}"
+        )
 
 
 def check_not_moved(log: Log, topics: Topics) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from features.job import rebuild_parts
 from features.rebuild import verify
-from ingest.kafka import KafkaTransactionalProducer
-from ingest.log import Outgoing
+from ingest.kafka import KafkaSource, KafkaTransactionalProducer
+from ingest.log import Outgoing, TopicPartition
 from ingest.placement import partition_of
 from schemas.codec import Codec
 from schemas.events import Recommendation, Status
@@ -82,8 +82,20 @@ def client(language: str, request: pytest.FixtureRequest) -> Client:
     return found
 
 
-def answer(world: World, producer: KafkaTransactionalProducer, name: str, *, commit: bool) -> None:
-    """Three recommendations in a transaction of their own."""
+def on_the_log(world: World) -> int:
+    """Recommendations on the log, of transactions that are open or aborted too."""
+    source = KafkaSource(world.settings.bootstrap_servers, read_committed=False)
+    topic = world.topics.recommendations
+    source.assign({TopicPartition(topic, p): 0 for p in range(PARTITIONS)})
+    found = 0
+    while (batch := source.poll(100, 0.5)) is not None:
+        found += len(batch)
+    source.close()
+    return found
+
+
+def begin(world: World, producer: KafkaTransactionalProducer, name: str) -> None:
+    """Three recommendations in a transaction that stays open."""
     registry = RemoteRegistry(world.settings.registry_url, world.settings.timeout_s)
     codec = Codec(registry, Recommendation, world.topics.recommendations)
     producer.begin()
@@ -98,10 +110,6 @@ def answer(world: World, producer: KafkaTransactionalProducer, name: str, *, com
                 value=codec.encode(said),
             )
         )
-    if commit:
-        producer.commit({}, None)
-    else:
-        producer.abort()
 
 
 def test_events_of_a_foreign_client_are_folded_once_in_the_partition_of_their_key(
@@ -123,13 +131,17 @@ def test_events_of_a_foreign_client_are_folded_once_in_the_partition_of_their_ke
 
 
 def test_a_foreign_client_sees_committed_recommendations_and_no_others(
-    world: World, client: Client
+    world: World, client: Client, eventually: Callable[..., None]
 ) -> None:
     settings, topic = world.settings, world.topics.recommendations
     producer = KafkaTransactionalProducer(settings.bootstrap_servers, settings.topic_prefix)
-    answer(world, producer, "first", commit=True)
-    answer(world, producer, "aborted", commit=False)
-    answer(world, producer, "last", commit=True)
+    begin(world, producer, "first")
+    producer.commit({}, None)
+    begin(world, producer, "aborted")
+    eventually(lambda: on_the_log(world) == 6)
+    producer.abort()
+    begin(world, producer, "last")
+    producer.commit({}, None)
     producer.close()
     told = client("consume", settings.bootstrap_servers, settings.registry_url, topic, "6")
     assert sorted(json.loads(told)) == [

@@ -16,6 +16,7 @@ import structlog
 import typer
 
 from deploy import own_version
+from ingest.repartition_cli import rebuild_rows_with
 from ingest.replay_cli import watch_folds_with
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
@@ -29,6 +30,7 @@ from schemas.errors import (
 )
 
 if TYPE_CHECKING:
+    from ingest.repartition import FoldedRows
     from ingest.replay import FoldWatch
 
 # Their modules import what is heavy only inside commands: `millstream --help` is quick.
@@ -226,6 +228,7 @@ def build() -> typer.Typer:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).register(app)
     watch_folds_with(_fold_watch)
+    rebuild_rows_with(_stored_rows)
     return app
 
 
@@ -233,6 +236,12 @@ def _fold_watch(settings: Settings) -> FoldWatch:
     from features.fold_watch import open_watch  # noqa: PLC0415 - keeps --help quick
 
     return open_watch(settings)
+
+
+def _stored_rows(settings: Settings) -> FoldedRows:
+    from features.repartitioned import StoredRows  # noqa: PLC0415 - keeps --help quick
+
+    return StoredRows(settings)
 
 
 def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:

@@ -235,7 +235,8 @@ def claim(
             if dict(old.log) != dict(first.log):
                 raise Misconfigured(
                     f"the archive {folder} (partition {first.partition}) was read from "
-                    f"{dict(old.log)}, not from {dict(first.log)}: archive to another folder"
+                    f"{dict(old.log)}, not from {dict(first.log)}: archive to another folder "
+                    "(--archive-dir)"
                 )
             new = old.following(generation=old.generation + 1, fingerprint=first.fingerprint)
         if declaration:

@@ -25,12 +25,15 @@ from features.misplaced import grouped, misplaced
 from ingest.clock import Clock
 from ingest.log import Log, RecordBatch, Source, TopicPartition
 from ingest.metrics import Metrics
-from ingest.topics import Topics
+from ingest.topics import Topics, check_offset, check_partitions
 from schemas import events
 from schemas.codec import ContainerFile, Plain, read_container
 from schemas.errors import ArchiveUnavailable, PositionForeign, Rejected, Retryable
 
 SUFFIX: Final = ".avro"
+_MEND: Final = (
+    "Archive what the log holds to another folder: `millstream features archive --archive-dir`"
+)
 KINDS: Final = (events.USER_EVENTS, events.RECOMMENDATIONS)
 SCHEMA: Final[dict[str, Any]] = {
     "type": "record",
@@ -119,6 +122,7 @@ class EventArchiver:
         self._parts = parts
         self._policy = policy or ArchivePolicy()
         self._wanted = partitions
+        check_partitions(parts.log, parts.topics)
         self._held: dict[TopicPartition, _Partition] = {}
         self._log = structlog.get_logger("archive")
 
@@ -185,7 +189,7 @@ class EventArchiver:
         for kind in KINDS:
             topic = self._parts.topics.prefix + kind
             ids = {"cluster": self._parts.log.cluster_id(), kind: self._parts.log.topic_id(topic)}
-            for number, (start, _) in self._parts.log.bounds(topic).items():
+            for number, (start, end) in self._parts.log.bounds(topic).items():
                 if self._wanted is not None and number not in self._wanted:
                     continue
                 first = Manifest(
@@ -198,7 +202,9 @@ class EventArchiver:
                     fingerprint="",
                 )
                 writer = archive.claim(self._parts.root, first, SUFFIX, self._parts.disk)
-                held[TopicPartition(topic, number)] = _Partition(kind, writer)
+                place = TopicPartition(topic, number)
+                held[place] = _Partition(kind, writer)
+                check_offset(place, held[place].next_offset, (start, end), _MEND)
         self._parts.source.assign({tp: p.next_offset for tp, p in held.items()})
         self._held = held
 

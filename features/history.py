@@ -21,9 +21,10 @@ from features.declare import DAY_MS, HOUR_MS
 from features.fold import EventColumns
 from features.hashing import hash_id, hash_ids
 from features.items import ItemTable
-from features.misplaced import grouped, misplaced, origin_of
+from features.misplaced import grouped, misplaced
 from features.validate import Candidates, rejections
 from ingest.log import RecordBatch
+from ingest.origin import origin_of
 from schemas.columns import ColumnReader
 from schemas.events import EventType, Item, UserEvent
 

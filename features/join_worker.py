@@ -25,7 +25,7 @@ from features.shown import DoneReader, ShownReader
 from ingest.clock import Clock
 from ingest.log import Log, Source, TopicPartition
 from ingest.metrics import Metrics
-from ingest.topics import Topics, check_partitions
+from ingest.topics import Topics, check_offset, check_partitions
 from schemas.columns import ColumnReader
 from schemas.errors import Retryable
 from schemas.events import Recommendation, UserEvent
@@ -35,6 +35,9 @@ KIND: Final = "examples"
 SUFFIX: Final = ".tfrecord.gz"  # tf.data reads no zstd
 # How often an idle partition's end is asked for.
 _LOOK_S: Final = 1.0
+_MEND: Final = (
+    "Join what the log holds into another folder: `millstream features join --archive-dir`"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +193,11 @@ class JoinWorker:
                 fingerprint=parts.features.fingerprint,
             )
             held[number] = _Partition(parts, self._policy, self._work.spare_events, first)
+            join = held[number].join
+            check_offset(TopicPartition(lists, number), join.lists_next, starts[number], _MEND)
+            check_offset(
+                TopicPartition(events, number), join.events_next, event_starts[number], _MEND
+            )
         parts.lists.assign({TopicPartition(lists, n): p.join.lists_next for n, p in held.items()})
         self._reading = {}
         self._held = held

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.log import Headers, Outgoing, RecordBatch
+from ingest.log import Outgoing, RecordBatch
+from ingest.origin import ORIGIN_HEADER, first_place, origin_of
 from ingest.placement import partitions_of
-
-ORIGIN_HEADER = "millstream-origin"  # value: topic/partition/offset of the misplaced original
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ def misplaced(batch: RecordBatch, groups: KeyGroups, partitions: int) -> NDArray
     wrong[:-1] = partitions_of(groups.keys, partitions) != batch.partition
     found = wrong[groups.code]
     for index, headers in batch.headers.items():
-        if _header(headers) is not None:
+        if first_place(headers) is not None:
             found[index] = False
     return found
 
@@ -71,16 +70,6 @@ def sent_on(batch: RecordBatch, index: int) -> Outgoing:
         timestamp_ms=int(batch.timestamps_ms[index]),
         headers=(*batch.headers.get(index, ()), origin),
     )
-
-
-def origin_of(batch: RecordBatch, index: int) -> bytes:
-    """
-    The first place of a record: the same for an original and for its copy.
-
-    Its hash stands in the event-id ring for a record without an event id (an erasure).
-    """
-    known = _header(batch.headers.get(index, ()))
-    return known or f"{batch.topic}/{batch.partition}/{batch.offsets[index]}".encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +90,7 @@ def arrivals(batch: RecordBatch, origins: tuple[tuple[int, int], ...]) -> Arriva
     following = dict(origins)
     repeated = []
     for index in sorted(batch.headers):
-        place = _place(_header(batch.headers[index]), batch.topic)
+        place = _place(first_place(batch.headers[index]), batch.topic)
         if place is None:
             continue
         partition, offset = place
@@ -110,10 +99,6 @@ def arrivals(batch: RecordBatch, origins: tuple[tuple[int, int], ...]) -> Arriva
         else:
             following[partition] = offset + 1
     return Arrivals(repeated=np.array(repeated, np.int64), origins=tuple(sorted(following.items())))
-
-
-def _header(headers: Headers) -> bytes | None:
-    return next((value for name, value in headers if name == ORIGIN_HEADER), None)
 
 
 def _place(origin: bytes | None, topic: str) -> tuple[int, int] | None:

@@ -23,6 +23,7 @@ from features.hashing import hash_ids
 from features.misplaced import grouped, misplaced
 from features.validate import Candidates, rejections
 from ingest.log import RecordBatch
+from ingest.origin import of_another_topic
 from schemas.columns import ColumnReader
 from schemas.events import Recommendation, Status, UserEvent
 
@@ -88,16 +89,23 @@ class ShownReader:
         """The batch's lists, and how many of its records give none, by reason."""
         decoded = self._reader.read(batch.values, _LIST_COLUMNS)
         wrong = misplaced(batch, grouped(batch.keys), partitions)[decoded.index]
+        copied = np.zeros(len(batch), bool)
+        copied[[i for i in batch.headers if of_another_topic(batch, i)]] = True
         stamps = batch.timestamps_ms[decoded.index]
         judged = decoded.frame.with_columns(
-            pl.Series("offset", batch.offsets[decoded.index]), self._reasons(batch, wrong, stamps)
+            pl.Series("offset", batch.offsets[decoded.index]),
+            self._reasons(batch, wrong, copied[decoded.index], stamps),
         )
         skipped = Counter(judged["reason"].drop_nulls().to_list())
         skipped["undecodable"] += len(decoded.bad)
         return self._lists(judged.filter(pl.col("reason").is_null())), +skipped
 
     def _reasons(
-        self, batch: RecordBatch, wrong: NDArray[np.bool_], stamps: NDArray[np.int64]
+        self,
+        batch: RecordBatch,
+        wrong: NDArray[np.bool_],
+        copied: NDArray[np.bool_],
+        stamps: NDArray[np.int64],
     ) -> pl.Expr:
         """Why a record gives no list; null: it does."""
         wide = {
@@ -118,7 +126,9 @@ class ShownReader:
         )
         # A request from the future would hold up all that follow: they close in their order.
         late = pl.Series(stamps + self._features.row.future_ms)
-        reasons = {
+        reasons: dict[str, pl.Expr | pl.Series] = {
+            # Their position counts in another log, where they were joined.
+            "of another log": pl.Series(copied),
             "no list": ~pl.col("status").is_in(_LISTED) | (pl.col("items").list.len() == 0),
             "misplaced": pl.Series(wrong) | (pl.col("events_partition") != batch.partition),
             "in the future": pl.col("event_time") > late,

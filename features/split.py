@@ -207,6 +207,26 @@ def check_start(
         )
 
 
+def check_rows(reader: RowReader, log: Log, topic: str) -> None:
+    """
+    Whether the stored rows are a fold of this log, as a reader of them asks at its start.
+
+    Raises:
+        PositionForeign: they are of another cluster, topic, or stretch of it.
+        StoreUnavailable: the store did not answer.
+    """
+    cluster_id, topic_id = log.cluster_id(), log.topic_id(topic)
+    bounds = log.bounds(topic)
+    for partition, stored in reader.positions(list(bounds)).items():
+        first, end = bounds[partition]
+        if stored is None:
+            continue
+        # A reader needs no events: rows may stand where retention has taken the log away.
+        at = min(first, stored.next_offset)
+        start = Position(cluster_id=cluster_id, topic_id=topic_id, epoch=1, next_offset=at)
+        check_start(partition, stored, start, end, from_earliest=True)
+
+
 class Pool:
     """Open splits of this process by name."""
 

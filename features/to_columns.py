@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from features.event_columns import EventColumns
 from features.fit import Fit
 from features.hashing import hash_id, hash_ids
-from features.misplaced import origin_of
 from ingest.log import RecordBatch
+from ingest.origin import origin_of
 from schemas.events import EventType
 
 

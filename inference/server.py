@@ -14,6 +14,7 @@ import structlog
 from features.catalog import CATALOG, TARGETS
 from features.items import ItemTable
 from features.redis_store import RedisStore
+from features.split import check_rows
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
 from inference.fallback import Popular
@@ -29,17 +30,19 @@ from inference.signature import Keyring
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.kafka import (
+    KafkaGroups,
     KafkaGroupSource,
     KafkaLog,
     KafkaProducer,
     KafkaSource,
     KafkaTransactionalProducer,
 )
+from ingest.log import TopicPartition
 from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
-from ingest.topics import Topics, check_partitions
+from ingest.topics import Topics, check_offset, check_partitions, serving_group
 from schemas.codec import Codec
-from schemas.errors import PositionMoved, Retryable
+from schemas.errors import PositionMoved, Retryable, StoreUnavailable
 from schemas.events import DeadLetter, Recommendation, Release
 from schemas.registry import RemoteRegistry
 
@@ -92,6 +95,7 @@ class Server:
         self._registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
         self._log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
         self._partitions = check_partitions(self._log, self._topics)
+        self._check_requests()
         self._metrics = PrometheusMetrics()
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
         self._live = Live(self._clock)
@@ -125,6 +129,19 @@ class Server:
                 log.warning("serve.unavailable", error=str(error))
                 self._metrics.count("loop.retries", loop="serve", error=type(error).__name__)
                 self._clock.sleep(RETRY_S)
+
+    def _check_requests(self) -> None:
+        """Refuse a group that stands where the log of requests does not reach."""
+        group, topic = serving_group(self._settings.topic_prefix), self._topics.requests
+        servers = self._settings.bootstrap_servers
+        bounds = self._log.bounds(topic)
+        mend = (
+            f"To answer what the log holds, run: kafka-consumer-groups.sh --bootstrap-server "
+            f"{servers} --group {group} --topic {topic} --reset-offsets --to-earliest --execute"
+        )
+        offsets = KafkaGroups(servers, self._settings.timeout_s).offsets(group, topic)
+        for partition, offset in offsets.items():
+            check_offset(TopicPartition(topic, partition), offset, bounds[partition], mend)
 
     def _policy(self) -> ConsumerPolicy:
         size = self._options.max_batch
@@ -165,7 +182,7 @@ class Server:
             stack.callback(producer.close)
             source = KafkaGroupSource(
                 settings.bootstrap_servers,
-                f"{settings.topic_prefix}serve",
+                serving_group(settings.topic_prefix),
                 timeout_s=settings.timeout_s,
                 instance_id=name,
                 session_timeout_s=SESSION_S,
@@ -196,6 +213,10 @@ class Server:
             timeout_s=STORE_TIMEOUT_S,
         )
         self._stack.callback(store.close)
+        try:
+            check_rows(store, self._log, self._topics.user_events)
+        except StoreUnavailable as error:  # without rows users still get popular items
+            log.warning("serve.no_store", error=str(error))
         lookup = RowLookup(
             store,
             partitions=self._partitions,

@@ -16,6 +16,7 @@ import typer
 
 from ingest.clock import SystemClock
 from ingest.dead_letter_cli import letters_app
+from ingest.repartition_cli import repartition
 from ingest.replay_cli import replay
 from ingest.settings import Settings
 from ingest.terminal import Json, out, plain, print_json, print_table, progress
@@ -24,11 +25,12 @@ from schemas.errors import Misconfigured
 if TYPE_CHECKING:
     from ingest.simulator import Simulator
 
-topics_app = typer.Typer(no_args_is_help=True, help="The ten topics: create, describe.")
+topics_app = typer.Typer(no_args_is_help=True, help="The ten topics: create, copy, describe.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the one app."""
+    topics_app.command()(repartition)
     app.add_typer(topics_app, name="topics")
     app.add_typer(letters_app, name="dead-letters")
     app.command()(replay)
@@ -159,9 +161,11 @@ def simulate(
 def _simulate(settings: Settings, simulator: Simulator, duration_s: float) -> None:
     from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
     from ingest.simulation import Live, Simulation
-    from ingest.topics import Topics
+    from ingest.topics import Topics, check_partitions
     from schemas.registry import RemoteRegistry
 
+    log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
+    check_partitions(log, Topics(settings.topic_prefix))
     clock, servers, timeout_s = SystemClock(), settings.bootstrap_servers, settings.timeout_s
     stopping: list[int] = []
     before = [(s, signal.signal(s, lambda n, _: stopping.append(n))) for s in _STOP_SIGNALS]
@@ -173,7 +177,7 @@ def _simulate(settings: Settings, simulator: Simulator, duration_s: float) -> No
             progress("seconds", round(duration_s)) as tell,
         ):
             live = Live(
-                log=KafkaLog(servers, timeout_s),
+                log=log,
                 source=source,
                 producer=producer,
                 registry=RemoteRegistry(settings.registry_url, timeout_s),

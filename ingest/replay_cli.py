@@ -34,7 +34,10 @@ def watch_folds_with(make: MakeWatch) -> None:
 
 def replay(
     context: typer.Context,
-    dataset: Annotated[str, typer.Argument(help="movielens-100k, movielens or kuairand.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(help="movielens-100k, movielens, kuairand, ranklens, otto or recbole."),
+    ],
     path: Annotated[Path | None, typer.Argument(help="Where its files are.")] = None,
     speed: Annotated[str, typer.Option(help="Times real time, or max.")] = "max",
     limit: Annotated[int | None, typer.Option(min=0, help="At most so many rows.")] = None,
@@ -86,16 +89,18 @@ def replay(
 
 
 def _send(settings: Settings, data: Dataset, plan: ReplayPlan) -> Sent:
-    from ingest.kafka import KafkaProducer
+    from ingest.kafka import KafkaLog, KafkaProducer
     from ingest.replay import Replay
-    from ingest.topics import Topics
+    from ingest.topics import Topics, check_partitions
     from schemas.registry import RemoteRegistry
 
+    topics = Topics(settings.topic_prefix)
+    check_partitions(KafkaLog(settings.bootstrap_servers, settings.timeout_s), topics)
     first, stop = plan.rows(len(data))
     producer = KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
     with closing(producer), progress("rows", stop - first) as tell:
-        job = Replay(data, producer, registry, Topics(settings.topic_prefix), SystemClock())
+        job = Replay(data, producer, registry, topics, SystemClock())
         return job.run(plan, lambda so_far: tell(so_far.rows))
 
 

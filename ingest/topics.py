@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from ingest.log import Log
+from ingest.log import Log, TopicPartition
 from schemas import events
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, PositionForeign
 
 DAY_MS: Final = 86_400_000
 FOR_EVER: Final = -1
@@ -24,6 +25,8 @@ SINGLE: Final = (
     events.RELEASE_LOG,
 )
 COMPACTED: Final = (events.ITEM_UPDATES, events.ITEM_FEATURES, events.MODEL_RELEASES)
+# A topic that is there once the topics of its prefix have been repartitioned into the next.
+MOVED: Final = "moved"
 # A dead letter holds a whole record and what is wrong with it.
 DEAD_LETTER_BYTES: Final = 4_000_000
 
@@ -103,6 +106,20 @@ class Admin(Protocol):
         """Delete them and wait until they are gone. One that does not exist is no error."""
 
 
+class Groups(Protocol):
+    """
+    Offsets of consumer groups, as seen from outside.
+
+    Implementations must pass `tests.contracts.log.GroupsContract`.
+    """
+
+    def offsets(self, group: str, topic: str) -> dict[int, int]:
+        """Partition -> next offset of the group; those it has none of are left out."""
+
+    def move(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        """Give a group without members these offsets."""
+
+
 class Topics:
     """
     Full names of the ten topics.
@@ -127,6 +144,23 @@ class Topics:
     def names(self) -> tuple[str, ...]:
         """All ten, in the order of `schemas.events`."""
         return tuple(self.prefix + name for name in events.RECORD_OF_TOPIC)
+
+
+def next_prefix(prefix: str) -> str:
+    """
+    The prefix of the next generation of topics, which have another number of partitions.
+
+    >>> next_prefix(""), next_prefix("demo-"), next_prefix("demo-g2-"), next_prefix("big3-")
+    ('g2-', 'demo-g2-', 'demo-g3-', 'big3-g2-')
+    """
+    found = re.fullmatch(r"((?:.*-)?)g(\d+)-", prefix)
+    base, generation = (found[1], int(found[2])) if found else (prefix, 1)
+    return f"{base}g{generation + 1}-"
+
+
+def serving_group(prefix: str) -> str:
+    """The consumer group that answers requests."""
+    return f"{prefix}serve"
 
 
 def topic_specs(prefix: str, partitions: int, *, replay: bool) -> list[TopicSpec]:
@@ -164,22 +198,61 @@ def check_partitions(log: Log, topics: Topics) -> int:
     The one partition count of everything keyed by user. Asked at each start.
 
     Raises:
-        Misconfigured: the counts differ, or a topic is missing.
+        Misconfigured: the counts differ, a topic is missing, or others have taken their place.
     """
+    check_not_moved(log, topics)
     counts = {topics.prefix + name: log.partitions(topics.prefix + name) for name in KEYED_BY_USER}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} has {n}" for name, n in counts.items())
         raise Misconfigured(
             f"topics keyed by user must have one partition count, but {listed}. "
-            f"Run: millstream topics repartition --partitions {max(counts.values())}"
+            f"Run: millstream topics repartition --to {max(counts.values())}"
         )
     return next(iter(counts.values()))
+
+
+def check_offset(place: TopicPartition, offset: int, bounds: tuple[int, int], mend: str) -> None:
+    """
+    Whether a reader may go on from an offset that it stored. `mend`: what to do if not.
+
+    Raises:
+        PositionForeign: the log does not hold it.
+    """
+    first, end = bounds
+    if not first <= offset <= end:
+        raise PositionForeign(
+            f"{place.topic}[{place.partition}] was read up to offset {offset}, but its log spans "
+            f"{first} to {end}. {mend}"
+        )
+
+
+def check_not_moved(log: Log, topics: Topics) -> None:
+    """
+    Whether these topics are still the ones to use.
+
+    Raises:
+        Misconfigured: they were repartitioned: those of the next prefix have taken their place.
+    """
+    if _exists(log, topics.prefix + MOVED):
+        new = next_prefix(topics.prefix)
+        raise Misconfigured(
+            f"the topics of prefix {topics.prefix!r} were repartitioned into those of {new!r}. "
+            f"Set MILLSTREAM_TOPIC_PREFIX={new} (or give --prefix {new})"
+        )
 
 
 def describe(admin: Admin, log: Log, specs: Sequence[TopicSpec]) -> list[TopicRow]:
     """What there is of the specified topics, in their order."""
     there = admin.topics([s.name for s in specs])
     return [_row(log, s, there.get(s.name)) for s in specs]
+
+
+def _exists(log: Log, topic: str) -> bool:
+    try:
+        log.partitions(topic)
+    except Misconfigured:
+        return False
+    return True
 
 
 def _spec(prefix: str, name: str, partitions: int, replay: bool) -> TopicSpec:
@@ -199,7 +272,7 @@ def _unequal(spec: TopicSpec, there: TopicState) -> str:
     return (
         f"topic {spec.name} has {there.partitions} partitions and not {spec.partitions}: "
         f"a topic keeps its count for life. Give --partitions {there.partitions}, or run: "
-        f"millstream topics repartition --partitions {spec.partitions}"
+        f"millstream topics repartition --to {spec.partitions}"
     )
 
 

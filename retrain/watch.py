@@ -19,7 +19,7 @@ from ingest.clock import Clock
 from ingest.log import Log, Outgoing, Producer, RecordBatch, Source, TopicPartition
 from ingest.placement import partitions_of
 from ingest.reading import until_end
-from ingest.topics import Topics
+from ingest.topics import Topics, check_partitions
 from retrain.drift.alerts import Origin, alerts_of
 from retrain.drift.cohorts import Answers, Cohorts, Reactions
 from retrain.drift.monitor import Monitor, MonitorPolicy, WindowVerdict
@@ -71,7 +71,7 @@ class Watch:
         self._wiring, self._features, self._targets = wiring, features, targets
         self._origin = origin
         topics = wiring.topics
-        self._partitions = wiring.log.partitions(topics.user_events)
+        self._partitions = check_partitions(wiring.log, topics)
         self._sources = [
             TopicPartition(topic, p)
             for topic in (topics.user_events, topics.recommendations)

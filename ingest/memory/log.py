@@ -263,6 +263,23 @@ class MemoryLog:
         return topic.keyless % n
 
 
+class MemoryGroups:
+    """`Groups` on a MemoryLog."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    def offsets(self, group: str, topic: str) -> dict[int, int]:
+        with self._log.changed:
+            known = self._log.groups.get(group, Group()).offsets
+            return {tp.partition: at for tp, at in known.items() if tp.topic == topic}
+
+    def move(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        with self._log.changed:
+            known = self._log.groups.setdefault(group, Group()).offsets
+            known.update({TopicPartition(topic, p): at for p, at in offsets.items()})
+
+
 def _struck(partition: _Partition, start: int) -> Pause | None:
     """Let the next fault at `start` happen."""
     faults = partition.faults.get(start)

@@ -26,7 +26,7 @@ from ingest.log import (
     TransactionalProducer,
 )
 from ingest.placement import partition_of
-from ingest.topics import Admin, TopicSpec, ensure_topics
+from ingest.topics import Admin, Groups, TopicSpec, ensure_topics
 from schemas.errors import (
     BrokerUnavailable,
     Misconfigured,
@@ -52,6 +52,7 @@ class World(Protocol):
     def transactional(self, transactional_id: str) -> TransactionalProducer: ...
     def log(self) -> Log: ...
     def admin(self) -> Admin: ...
+    def groups(self) -> Groups: ...
 
 
 def until(done: Callable[[], bool], what: str) -> None:
@@ -540,6 +541,28 @@ class GroupContract:
         member.subscribe([world.topic(1)], lambda _: None, lambda _: None)
         member.close()
         member.close()
+
+
+class GroupsContract:
+    """`Groups`."""
+
+    @pytest.fixture
+    def world(self) -> Iterator[World]:
+        raise NotImplementedError("override with a world of the implementation")
+
+    def test_a_group_that_nobody_knows_has_no_offsets(self, world: World) -> None:
+        assert world.groups().offsets(world.name(), world.topic(2)) == {}
+
+    def test_a_member_goes_on_where_its_group_was_moved_to(self, world: World) -> None:
+        topic, other, group = world.topic(2), world.topic(1), world.name()
+        send(world.producer(), topic, [b"a", b"b", b"c"], partition=1)
+        groups = world.groups()
+        groups.move(group, topic, {1: 2})
+        groups.move(group, other, {0: 0})
+        assert groups.offsets(group, topic) == {1: 2}
+        member = world.group(group)
+        member.subscribe([topic], lambda _: None, lambda _: None)
+        assert values(read_to(member, 3)) == [b"c"]
 
 
 class AdminContract:

@@ -193,17 +193,30 @@ def test_a_simulation_that_is_told_to_stop_stops(line: Line) -> None:
     assert "requests" in out
 
 
+def shared(name: str) -> Path:
+    for parent in Path(__file__).parents:
+        if (found := parent / "shared/data" / name).is_dir():
+            return found
+    pytest.skip(f"real data is not here: put {name} into ../shared/data")
+
+
+def test_otto_and_ranklens_are_on_the_log_with_their_items(line: Line) -> None:
+    code, out = line("replay", "otto", str(shared("otto")), "--json", "--no-wait")
+    sent = json.loads(out)["sent"]
+    assert (code, sent["rows"], sent["items"]) == (0, 862, 510)
+    otto = {"CLICK": 800, "CART": 52, "PURCHASE": 10}
+    assert line.events() == sent["events"] == otto
+    rankings = ("replay", "ranklens", str(shared("ranklens")), "--limit", "100")
+    code, out = line(*rankings, "--json", "--no-wait")
+    sent = json.loads(out)["sent"]
+    assert (code, sent["rows"], sent["items"]) == (0, 100, 2_512)
+    assert sent["events"]["IMPRESSION"] + 24 * sent["events"]["CLICK"] == 24 * 100
+    assert line.events() == Counter(otto) + Counter(sent["events"])
+    assert len(line.values(line.topics.item_updates)) == 510 + 2_512
+
+
 def test_kuairand_is_on_the_log_with_exactly_its_counts(line: Line) -> None:
-    folder = next(
-        (
-            p / "shared/data/kuairand"
-            for p in Path(__file__).parents
-            if (p / "shared/data").is_dir()
-        ),
-        None,
-    )
-    if folder is None:
-        pytest.skip("real data is not here: put kuairand into ../shared/data")
+    folder = shared("kuairand")
     code, out = line("replay", "kuairand", str(folder), "--json", "--no-wait")
     sent = json.loads(out)["sent"]
     assert (code, sent["rows"], sent["repeated_rows"], sent["items"]) == (0, 94_784, 2_750, 7_583)

@@ -10,6 +10,7 @@ import pytest
 
 from ingest.kafka import (
     KafkaAdmin,
+    KafkaGroups,
     KafkaGroupSource,
     KafkaLog,
     KafkaProducer,
@@ -73,6 +74,10 @@ class KafkaWorld:
     def admin(self) -> KafkaAdmin:
         return self._admin
 
+    def groups(self) -> KafkaGroups:
+        # A new broker makes its topic of offsets when it is first asked.
+        return KafkaGroups(self._servers, timeout_s=30)
+
 
 class _OnKafka:
     @pytest.fixture
@@ -90,6 +95,10 @@ class TestKafkaTransactions(_OnKafka, contracts.TransactionContract):
 
 
 class TestKafkaGroups(_OnKafka, contracts.GroupContract):
+    pass
+
+
+class TestKafkaGroupOffsets(_OnKafka, contracts.GroupsContract):
     pass
 
 

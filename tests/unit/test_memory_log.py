@@ -10,6 +10,7 @@ from ingest.clock import ManualClock
 from ingest.log import Outgoing, TopicPartition
 from ingest.memory import (
     Crash,
+    MemoryGroups,
     MemoryGroupSource,
     MemoryLog,
     MemoryProducer,
@@ -54,6 +55,9 @@ class MemoryWorld:
     def admin(self) -> MemoryLog:
         return self._log
 
+    def groups(self) -> MemoryGroups:
+        return MemoryGroups(self._log)
+
 
 class _InMemory:
     @pytest.fixture
@@ -70,6 +74,10 @@ class TestMemoryTransactions(_InMemory, contracts.TransactionContract):
 
 
 class TestMemoryGroups(_InMemory, contracts.GroupContract):
+    pass
+
+
+class TestMemoryGroupOffsets(_InMemory, contracts.GroupsContract):
     pass
 
 

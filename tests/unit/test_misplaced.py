@@ -1,7 +1,8 @@
 import numpy as np
 
-from features.misplaced import ORIGIN_HEADER, arrivals, grouped, misplaced, origin_of, sent_on
+from features.misplaced import arrivals, grouped, misplaced, sent_on
 from ingest.log import Headers, RecordBatch
+from ingest.origin import ORIGIN_HEADER, origin_of
 from ingest.placement import partition_of
 
 PARTITIONS = 4

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from ingest.clock import ManualClock
-from ingest.datasets import Dataset, movielens
+from ingest.datasets import Dataset
+from ingest.datasets.movielens import read_movielens
 from ingest.log import RecordBatch, TopicPartition
 from ingest.memory import MemoryLog, MemoryProducer, MemorySource
 from ingest.replay import Replay, ReplayPlan, Sent
@@ -22,7 +23,7 @@ def films(tmp_path: Path) -> Dataset:
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n7,Heat (1970),Action\n")
     ratings = "".join(f"{i % 5},7,3.0,{10 * i}\n" for i in range(100))
     (tmp_path / "ratings.csv").write_text(f"userId,movieId,rating,timestamp\n{ratings}")
-    return movielens(tmp_path)
+    return read_movielens(tmp_path)
 
 
 class Stage:

@@ -65,7 +65,7 @@ def test_unequal_counts_are_refused_with_the_command_that_mends() -> None:
     log.delete_topics([Topics().requests])
     log.create_topic(Topics().requests, 2)
     with pytest.raises(
-        Misconfigured, match=r"recommendation-requests has 2.*topics repartition --partitions 4"
+        Misconfigured, match=r"recommendation-requests has 2.*topics repartition --to 4"
     ):
         check_partitions(log, Topics())
 

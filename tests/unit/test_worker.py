@@ -8,7 +8,6 @@ from features.counts import Counts
 from features.hashing import hash_id
 from features.hot_rows import HotRows
 from features.items import decode_partials
-from features.misplaced import ORIGIN_HEADER
 from features.outlets import KafkaOutlets
 from features.store import Position, Update
 from features.store_memory import MemoryStore
@@ -18,6 +17,7 @@ from ingest.clock import ManualClock
 from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.log import Headers, Outgoing, RecordBatch, TopicPartition
 from ingest.memory import MemoryLog, MemoryProducer, MemorySource
+from ingest.origin import ORIGIN_HEADER
 from ingest.placement import partition_of
 from schemas.codec import Codec
 from schemas.columns import ColumnReader

@@ -265,6 +265,12 @@ def newest(root: Path, kind: str, partition: int) -> Manifest | None:
     return Manifest.from_json(found[-1].read_bytes()) if found else None
 
 
+def oldest(root: Path, kind: str, partition: int) -> Manifest:
+    """The oldest manifest of a partition that has one; the very first lists no files."""
+    found = sorted((root / kind / _MANIFESTS).glob(f"{partition}-*.json"))
+    return Manifest.from_json(found[0].read_bytes())
+
+
 def manifests(root: Path, kind: str) -> dict[int, Manifest]:
     """The newest manifest of every partition: what readers go by."""
     names = (root / kind / _MANIFESTS).glob("*.json")

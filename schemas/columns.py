@@ -26,7 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from schemas.codec import FRAME_BYTES, Decoder, Plain, frame_id, schema_of
-from schemas.errors import Rejected
+from schemas.errors import Reason, Rejected
 from schemas.plan import GUARD, Plan, dtypes_of, long_bytes, plan_of, symbols_of
 from schemas.registry import Registry
 
@@ -188,6 +188,20 @@ class _Run:
             order = np.argsort(index)
             frame, index = frame[order], index[order]
         return Decoded(frame, index, bad)
+
+
+def container_columns(content: bytes) -> pl.DataFrame:
+    """
+    The records of an Avro container file as columns.
+
+    Raises:
+        Rejected: the bytes are none, or end within a block.
+    """
+    try:
+        return pl.read_avro(io.BytesIO(content))
+    except (Exception, pl.exceptions.PanicException) as error:
+        # Whatever the bytes provoke; PanicException is a BaseException.
+        raise Rejected(Reason.UNDECODABLE, f"not a whole Avro container: {error}") from error
 
 
 def _by_schema(

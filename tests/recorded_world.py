@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from features.backfill_job import read_to_ends
 from features.batch_fold import IntoFiles
 from features.batch_job import Input, Work, fold_rows
 from features.batch_reports import Reports
 from features.catalog import CATALOG
 from features.outlets import NoOutlets
 from features.position import decoded
-from features.recording import HeldRecording, Origin, Recording
+from features.recording import HeldRecording, Origin
 from features.split import Split, SplitParts
 from features.store import Position
 from features.store_memory import MemoryStore
 from features.worker import FeatureWorker, FoldRules
 from ingest.clock import ManualClock
-from ingest.log import RecordBatch, TopicPartition
+from ingest.log import TopicPartition
 from ingest.memory import MemoryLog, MemorySource
 from schemas.columns import ColumnReader
 from schemas.events import UserEvent
@@ -60,14 +61,20 @@ class _Kept:
         pass
 
 
-def recorded(log: MemoryLog, registry: MemoryRegistry, batch: int = 1_000) -> HeldRecording:
-    """What the log holds now, cut into batches of so many records."""
-    bounds = log.bounds(TOPIC)
-    held: dict[int, list[RecordBatch]] = {}
-    for partition, (first, _) in bounds.items():
-        source = MemorySource(log)
-        source.assign({TopicPartition(TOPIC, partition): first})
-        held[partition] = list(iter(lambda s=source: s.poll(batch, 0.0), None))  # type: ignore[misc]
+def recorded(
+    log: MemoryLog,
+    registry: MemoryRegistry,
+    batch: int = 1_000,
+    until: Mapping[int, int] | None = None,
+) -> HeldRecording:
+    """What the log holds now, or before the offsets `until`, in batches of so many records."""
+    bounds = {
+        p: (first, (until or {}).get(p, end)) for p, (first, end) in log.bounds(TOPIC).items()
+    }
+    held = {
+        p: list(read_to_ends(MemorySource(log), {TopicPartition(TOPIC, p): first}, {p: end}, batch))
+        for p, (first, end) in bounds.items()
+    }
     return HeldRecording(
         origin=Origin(
             topic=TOPIC,
@@ -145,7 +152,3 @@ def folded(
     target = IntoFiles(features=CATALOG, opening=Opens(known=registry), folder=folder / "rows")
     fold_rows(given, target, work or Work(), Reports(folder=folder / "reports"))
     return in_files(folder / "rows")
-
-
-def parts_of(recording: Recording) -> Sequence[int]:
-    return sorted(recording.origin.bounds)

@@ -9,6 +9,7 @@ their places are holes.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from schemas.errors import ArchiveUnavailable, Misconfigured, Rejected
 from schemas.events import USER_EVENTS, UserEvent
 from schemas.registry import Registry
 
-_COLUMNS: Final = ("topic", "partition", "offset", "timestamp", "key", "value", "headers")
+_COLUMNS: Final = ("offset", "timestamp", "key", "value", "headers")
 _CHECKED: Final = 4_096  # of each file's records
 
 
@@ -57,18 +58,18 @@ class AvroRecording:
         Raises:
             ArchiveUnavailable: a file is missing or damaged.
         """
-        end = self.origin.bounds[partition][1]
+        tp, end = TopicPartition(self.origin.topic, partition), self.origin.bounds[partition][1]
         for file in self.files.get(partition, ()):
             frame = columns_of(file)
-            frame = frame.filter((pl.col("offset") >= offset) & (pl.col("offset") < end))
-            if len(frame):
-                batch = _batch(frame, self.origin.topic, offset)
+            first, stop = np.searchsorted(frame["offset"].to_numpy(), (offset, end)).tolist()
+            if first < stop:
+                batch = _batch(frame[first:stop], tp, offset)
                 if self.placed:
                     self._check_placed(part(batch, 0, min(_CHECKED, len(batch))), file.path)
                 yield from cut(batch, offset, max_records)
                 offset = batch.next_offset
         if offset < end:
-            yield empty(TopicPartition(self.origin.topic, partition), offset, end)
+            yield empty(tp, offset, end)
 
     def reader(self, registry: Registry) -> EventReader:
         return ColumnReader(registry, UserEvent)
@@ -165,13 +166,9 @@ def columns_of(file: ContainerFile) -> pl.DataFrame:
         content = file.path.read_bytes()
         if file.sha256 is not None and hashlib.sha256(content).hexdigest() != file.sha256:
             raise ArchiveUnavailable(f"{file.path} was altered: its manifest has another SHA-256")
-        frame = container_columns(content)
+        return container_columns(io.BytesIO(content), _COLUMNS)
     except (OSError, Rejected) as error:
         raise ArchiveUnavailable(f"{file.path}: {error}") from error
-    missing = [name for name in _COLUMNS if name not in frame.columns]
-    if missing:
-        raise ArchiveUnavailable(f"{file.path}: no archived records, {', '.join(missing)} missing")
-    return frame
 
 
 def _begin(root: Path, kind: str, partition: int) -> int:
@@ -189,7 +186,7 @@ def _place(path: Path) -> tuple[str, int, int]:
             record: dict[str, Any] = next(read_container(stream), {})
     except (OSError, Rejected) as error:
         raise ArchiveUnavailable(f"{path}: {error}") from error
-    if not set(_COLUMNS) <= set(record):
+    if not {"topic", "partition", *_COLUMNS} <= set(record):
         raise Misconfigured(f"{path} holds no archived records: give files of the event archive")
     return record["topic"], record["partition"], record["offset"]
 
@@ -198,14 +195,14 @@ def _end(file: ContainerFile) -> int:
     return int(columns_of(file)["offset"].to_numpy()[-1]) + 1
 
 
-def _batch(frame: pl.DataFrame, topic: str, start_offset: int) -> RecordBatch:
+def _batch(frame: pl.DataFrame, tp: TopicPartition, start_offset: int) -> RecordBatch:
     offsets = frame["offset"].to_numpy()
     if not bool((np.diff(offsets) > 0).all()):
-        raise ArchiveUnavailable(f"{topic}: offsets of a file do not ascend")
+        raise ArchiveUnavailable(f"{tp.topic}[{tp.partition}]: offsets of a file do not ascend")
     lists = frame["headers"]
     return RecordBatch(
-        topic=topic,
-        partition=int(frame["partition"][0]),
+        topic=tp.topic,
+        partition=tp.partition,
         start_offset=start_offset,
         next_offset=int(offsets[-1]) + 1,
         offsets=offsets,

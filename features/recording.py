@@ -15,7 +15,9 @@ from typing import Protocol
 from features.fit import EventReader
 from ingest.batches import empty, part
 from ingest.log import RecordBatch, TopicPartition
+from schemas.columns import ColumnReader
 from schemas.errors import BrokerUnavailable, Misconfigured, PositionForeign
+from schemas.events import UserEvent
 from schemas.registry import Registry
 
 FILES = "files"  # the cluster id of what names no cluster
@@ -67,7 +69,6 @@ class HeldRecording:
 
     origin: Origin
     held: Mapping[int, Sequence[RecordBatch]]
-    events: EventReader
 
     def batches(self, partition: int, offset: int, max_records: int) -> Iterator[RecordBatch]:
         for batch in self.held.get(partition, ()):
@@ -75,7 +76,7 @@ class HeldRecording:
                 yield from cut(batch, offset, max_records)
 
     def reader(self, registry: Registry) -> EventReader:
-        return self.events
+        return ColumnReader(registry, UserEvent)
 
 
 def cut(batch: RecordBatch, offset: int, max_records: int) -> Iterator[RecordBatch]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from features import archive
+from features.backfill import KIND, BackfillPolicy
 from features.backfill_job import read_to_ends
+from features.batch_examples import ExampleParts
 from features.batch_fold import IntoFiles
-from features.batch_job import Input, Work, fold_rows
+from features.batch_job import Input, Work, fold_rows, make_examples
 from features.batch_reports import Reports
 from features.catalog import CATALOG
 from features.outlets import NoOutlets
@@ -24,10 +29,9 @@ from ingest.clock import ManualClock
 from ingest.log import TopicPartition
 from ingest.memory import MemoryLog, MemorySource
 from schemas.columns import ColumnReader
-from schemas.events import UserEvent
+from schemas.events import Item, UserEvent
 from schemas.registry import MemoryRegistry
-
-TOPIC = "user-events"
+from tests.past import ITEMS, TOPIC
 
 # (partition, "u" or "i", key) -> bytes; (partition, "position", "") -> the position without epoch
 Contents = dict[tuple[int, str, str], object]
@@ -63,7 +67,6 @@ class _Kept:
 
 def recorded(
     log: MemoryLog,
-    registry: MemoryRegistry,
     batch: int = 1_000,
     until: Mapping[int, int] | None = None,
 ) -> HeldRecording:
@@ -84,7 +87,6 @@ def recorded(
             bounds=bounds,
         ),
         held=held,
-        events=ColumnReader(registry, UserEvent),
     )
 
 
@@ -152,3 +154,44 @@ def folded(
     target = IntoFiles(features=CATALOG, opening=Opens(known=registry), folder=folder / "rows")
     fold_rows(given, target, work or Work(), Reports(folder=folder / "reports"))
     return in_files(folder / "rows")
+
+
+def exampled(
+    given: Input,
+    registry: MemoryRegistry,
+    folder: Path,
+    policy: BackfillPolicy,
+    work: Work | None = None,
+) -> list[bytes]:
+    """The records of the examples that a backfill of this input writes, in their order."""
+    parts = ExampleParts(
+        features=CATALOG,
+        opening=Opens(known=registry),
+        catalogue=Catalogue(),
+        policy=policy,
+        reports=Reports(folder=folder / "reports"),
+        scratch=folder / "scratch",
+    )
+    manifest = make_examples(given, parts, work or Work(), folder)
+    found = in_archive(folder)
+    assert len(found) == manifest.records
+    return found
+
+
+class Catalogue:
+    """The story's items."""
+
+    def __call__(self) -> list[Item]:
+        return ITEMS
+
+
+def in_archive(root: Path) -> list[bytes]:
+    """The records of a backfill's files, in their order."""
+    found = []
+    for path in archive.files(root, KIND):
+        data, at = gzip.decompress(path.read_bytes()), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            found.append(data[at + 12 : at + 12 + length])
+            at += 16 + length
+    return found

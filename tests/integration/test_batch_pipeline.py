@@ -7,9 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from features import backfill
+from features.backfill import BackfillPolicy
+from features.backfill_job import read_range
 from features.batch_job import Work
-from tests.past import logged, story
-from tests.recorded_world import contents, folded, recorded, streamed
+from features.catalog import CATALOG
+from features.event_tables import ParquetTable, Tables, frame_of
+from features.example_bytes import encode
+from features.history import HistoryItems, HistoryReader, read_history
+from ingest.memory import MemoryLog, MemorySource
+from schemas.columns import ColumnReader
+from schemas.errors import ArchiveUnavailable
+from schemas.events import UserEvent
+from schemas.registry import MemoryRegistry
+from tests.past import HOUR_MS, ITEMS, TOPIC, logged, story
+from tests.recorded_world import contents, exampled, folded, recorded, streamed
 
 PARTITIONS = 3
 
@@ -32,6 +44,73 @@ def runners() -> list[object]:
 def test_rows_are_the_streaming_jobs_on_every_runner(work: Work, tmp_path: Path) -> None:
     log, registry = logged(story(300, users=9), PARTITIONS)
     expected = contents(streamed(log, registry), PARTITIONS)
-    found = folded(recorded(log, registry, batch=17), registry, tmp_path, work)
+    found = folded(recorded(log, batch=17), registry, tmp_path, work)
     assert len(found) > 20
     assert found == expected
+
+
+POLICIES = {
+    "impressions": BackfillPolicy(window_ms=HOUR_MS),
+    "interactions": BackfillPolicy.of_interactions(),
+}
+
+
+@pytest.mark.parametrize("work", [pytest.param(Work(), id="in-process"), *runners()])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_examples_are_equal_record_for_record_on_every_runner_and_cut(
+    work: Work, policy: BackfillPolicy, tmp_path: Path
+) -> None:
+    log, registry = logged(story(400, users=12), PARTITIONS)
+    expected = in_one_process(log, registry, tmp_path / "one", policy)
+    assert len(expected) > 40
+    for batch in (7, 1_000):
+        folder = tmp_path / str(batch)
+        assert exampled(recorded(log, batch), registry, folder, policy, work) == expected
+
+
+@pytest.mark.parametrize("work", [pytest.param(Work(), id="in-process"), *runners()])
+def test_tables_give_rows_and_examples_however_they_are_cut(work: Work, tmp_path: Path) -> None:
+    events = sorted(
+        (e for _, e, _ in story(400, users=12) if e is not None), key=lambda e: e.event_time
+    )
+    log, registry = logged([(e.user_id, e, e.event_time) for e in events], PARTITIONS)
+    rows = contents(streamed(log, registry), PARTITIONS)
+    examples = in_one_process(log, registry, tmp_path / "one", POLICIES["impressions"])
+    for pieces in (1, 4):
+        folder = tmp_path / str(pieces)
+        folder.mkdir()
+        given = tables(events, folder, pieces)
+        assert folded(given, registry, folder, work) == rows
+        assert exampled(given, registry, folder, POLICIES["impressions"], work) == examples
+
+
+def test_an_error_of_a_worker_is_told_as_it_was_raised(tmp_path: Path) -> None:
+    given = Tables(
+        tables=(ParquetTable(path=tmp_path / "nowhere.parquet", number=0),), partitions=2
+    )
+    with pytest.raises(ArchiveUnavailable, match="nowhere.parquet"):
+        folded(given, MemoryRegistry(), tmp_path, Work(runner="fnapi"))
+
+
+def in_one_process(
+    log: MemoryLog, registry: MemoryRegistry, root: Path, policy: BackfillPolicy
+) -> list[bytes]:
+    """What the backfill of the log writes."""
+    history = read_history(
+        read_range(MemorySource(log), log, TOPIC),
+        HistoryReader(ColumnReader(registry, UserEvent), PARTITIONS, CATALOG.row.future_ms),
+    )
+    items = HistoryItems(CATALOG.fingerprint, ITEMS)
+    chunks = backfill.make_examples(history, items, CATALOG, policy)
+    return [record for chunk in chunks for record in encode(chunk, CATALOG)]
+
+
+def tables(events: list[UserEvent], folder: Path, pieces: int) -> Tables:
+    """The events in files, one after the other."""
+    size = -(-len(events) // pieces)
+    found = []
+    for number in range(pieces):
+        path = folder / f"{number}.parquet"
+        frame_of(events[number * size : (number + 1) * size]).write_parquet(path)
+        found.append(ParquetTable(path=path, number=number))
+    return Tables(tables=tuple(found), partitions=PARTITIONS)

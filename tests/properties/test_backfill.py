@@ -25,7 +25,7 @@ from tests.recorded_world import Opens, contents, folded, recorded, streamed
 
 DAY_MS = 24 * HOUR_MS
 PARTITIONS = 2
-USERS = ("ann", "bob", "cid")
+USERS = ("ann", "bob", "cid", "dan")  # of both partitions
 
 steps = st.one_of(
     st.integers(0, 60_000),
@@ -70,7 +70,7 @@ def test_a_backfill_gives_what_streaming_gives(
 ) -> None:
     log, registry = logged(story, PARTITIONS)
     store = MemoryStore()
-    backfilled(recorded(log, registry, batch), registry, store)
+    backfilled(recorded(log, batch), registry, store)
     assert contents(store, PARTITIONS) == contents(
         streamed(log, registry, batch=streamed_batch), PARTITIONS
     )
@@ -82,7 +82,7 @@ def test_a_killed_backfill_goes_on_where_the_store_stands(
     story: Story, batch: int, dies: int
 ) -> None:
     log, registry = logged(story, PARTITIONS)
-    whole = recorded(log, registry, batch)
+    whole = recorded(log, batch)
     store = MemoryStore()
     try:
         backfilled(Dying(whole, dies), registry, store)
@@ -97,7 +97,7 @@ def test_streaming_goes_on_from_a_backfill(story: Story, share: float, batch: in
     log, registry = logged(story, PARTITIONS)
     until = {p: int(end * share) for p, (_, end) in log.bounds(TOPIC).items()}
     store = MemoryStore()
-    backfilled(recorded(log, registry, until=until), registry, store)
+    backfilled(recorded(log, until=until), registry, store)
     assert {
         p: at and at.next_offset for p, at in store.positions(range(PARTITIONS)).items()
     } == until

@@ -185,10 +185,10 @@ class Catalogue:
         return ITEMS
 
 
-def in_archive(root: Path) -> list[bytes]:
-    """The records of a backfill's files, in their order."""
+def in_archive(root: Path, kind: str = KIND) -> list[bytes]:
+    """The records of an archive's TFRecord files, in their order."""
     found = []
-    for path in archive.files(root, KIND):
+    for path in archive.files(root, kind):
         data, at = gzip.decompress(path.read_bytes()), 0
         while at < len(data):
             (length,) = struct.unpack_from("<Q", data, at)

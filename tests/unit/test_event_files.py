@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import fastavro
 import pytest
 
 from features import archive
+from features.counts import Counts
 from features.event_archive import SCHEMA, ArchiveParts, ArchivePolicy, EventArchiver
 from features.event_files import AvroRecording, archived, container_files
 from features.join_worker import Rotation
@@ -18,13 +22,13 @@ from ingest.memory import MemoryLog, MemoryProducer, MemorySource
 from ingest.metrics import MemoryMetrics
 from ingest.placement import partition_of
 from ingest.topics import Topics, topic_specs
-from schemas.codec import Codec, ContainerFile, read_container
+from schemas.codec import Codec, ContainerFile, Decoder, read_container, schema_of
 from schemas.errors import ArchiveUnavailable, Misconfigured
 from schemas.events import EventType, UserEvent
 from schemas.registry import MemoryRegistry
 from tests.contracts.recording import RecordingContract
 from tests.join_world import Stop, World
-from tests.past import T0, TOPIC, logged, story
+from tests.past import HOUR_MS, T0, TOPIC, logged, story
 from tests.recorded_world import contents, folded, recorded, streamed
 
 
@@ -172,3 +176,61 @@ def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
     (tmp_path / "other.avro").write_bytes(ContainerFile(schema).add([{"x": 1}]))
     with pytest.raises(Misconfigured, match="holds no archived records"):
         container_files([tmp_path / "other.avro"])
+
+
+def test_older_and_newer_writers_are_mixed_in_one_partition_and_batch(tmp_path: Path) -> None:
+    """One writer knows less than this reader, one more, a type of event among it."""
+    registry = MemoryRegistry()
+    ours = json.loads(schema_of(UserEvent))
+    newer = json.loads(json.dumps(ours))
+    newer["fields"].append({"name": "mood", "type": ["null", "string"], "default": None})
+    kind = next(f["type"] for f in newer["fields"] if f["name"] == "event_type")
+    kind["symbols"].append("TELEPATHY")
+    older = json.loads(json.dumps(ours))
+    older["fields"] = [f for f in older["fields"] if f["name"] not in ("country", "surface")]
+    schemas = {
+        name: (
+            registry.register(f"{name}-value", json.dumps(schema)),
+            fastavro.parse_schema(schema),
+        )
+        for name, schema in (("newer", newer), ("older", older))
+    }
+    log = MemoryLog()
+    log.create_topic(TOPIC, 2)
+    producer, codec = MemoryProducer(log), Codec(registry, UserEvent, TOPIC)
+    for user, event, at_ms in story(120, users=9):
+        data = None if event is None else codec.encode(event)
+        number = sum(end for _, end in log.bounds(TOPIC).values())
+        if event is not None and number % 3:
+            schema_id, schema = schemas["newer" if number % 3 == 1 else "older"]
+            record = Decoder(registry, UserEvent).plain(codec.encode(event)) | {"mood": "good"}
+            if number % 9 == 1:
+                record["event_type"] = "TELEPATHY"
+            datum = io.BytesIO()
+            datum.write(b"\0" + schema_id.to_bytes(4, "big"))
+            fastavro.schemaless_writer(datum, schema, record)
+            data = datum.getvalue()
+        producer.send(Outgoing(topic=TOPIC, key=user.encode(), value=data, timestamp_ms=at_ms))
+    archive_log(log, tmp_path / "archive")
+    found = folded(archived(tmp_path / "archive", TOPIC), registry, tmp_path)
+    assert found == contents(streamed(log, registry, batch=1), 2)
+    counts = sum((Counts.of(v[2]) for k, v in found.items() if k[1] == "position"), Counts())  # type: ignore[index]
+    assert counts.dead == 0
+    assert counts.types[EventType.UNKNOWN] > 5
+
+
+@pytest.mark.parametrize(("wrong_ms", "fate"), [(HOUR_MS, "dead"), (-HOUR_MS, "folded")])
+def test_clocks_an_hour_wrong_meet_the_fate_that_streaming_gives_them(
+    wrong_ms: int, fate: str, tmp_path: Path
+) -> None:
+    """Ahead of the record's timestamp it is refused; behind, it lands in its own hour."""
+    told = [
+        (user, event and replace(event, event_time=at_ms + wrong_ms * (n % 5 == 0)), at_ms)
+        for n, (user, event, at_ms) in enumerate(story(150, users=9))
+    ]
+    log, registry = logged(told, partitions=2)
+    archive_log(log, tmp_path / "archive")
+    found = folded(archived(tmp_path / "archive", TOPIC), registry, tmp_path)
+    assert found == contents(streamed(log, registry), 2)
+    counts = sum((Counts.of(v[2]) for k, v in found.items() if k[1] == "position"), Counts())  # type: ignore[index]
+    assert getattr(counts, fate) >= 25

@@ -1,7 +1,7 @@
 """Commands: `millstream features join | archive | backfill | compact | verify-archive`."""
 
 # What is heavy is imported inside commands, so that `--help` is quick.
-# ruff: noqa: PLC0415 - a command has as many parameters as options
+# ruff: noqa: PLC0415, PLR0913, PLR0917 - a command has as many parameters as options
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -135,14 +136,41 @@ def backfill(
     ] = None,
     surface: Annotated[list[str] | None, typer.Option(help="Only events of this surface.")] = None,
     archive_dir: Root = None,
+    from_files: Annotated[
+        list[Path] | None,
+        typer.Option(help="The event archive's folder, .avro or .parquet files. Default: Kafka."),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="A data set as `replay` knows it; --from-files says where it is.")
+    ] = "",
+    partition_count: Annotated[
+        int | None, typer.Option(min=1, help="Partitions that files stand for. Default: Kafka's.")
+    ] = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Fold rows and partials into the store, no examples.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --rows: only compare; exit 3 if they differ.")
+    ] = False,
+    rows_dir: Annotated[
+        Path | None, typer.Option(help="With --rows: Parquet files here, not the store.")
+    ] = None,
+    runner: Annotated[
+        str, typer.Option(help="Beam runner: fnapi, prism, flink ... Default: this process.")
+    ] = "",
+    beam_option: Annotated[
+        list[str] | None, typer.Option(help="For the runner, e.g. --direct_num_workers=2.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """
-    Make examples of the user-events that log and event archive hold, each as it was seen then.
+    Make examples of the user-events that log and event archive hold, each as it was seen then; or
+    fold rows.
 
-    Examples of an earlier backfill are replaced.
+    Examples of an earlier backfill are replaced. Rows go on from the store's position.
 
-    Example: `millstream features backfill --interactions`
+    Example: `millstream features backfill --interactions`, or
+    `millstream features backfill --rows --from-files out/stack/archive --runner fnapi`
     """
     from features.backfill import BackfillPolicy
     from features.backfill_job import BackfillParts, backfill_log
@@ -157,6 +185,22 @@ def backfill(
     policy = BackfillPolicy.of_interactions() if interactions else BackfillPolicy()
     window_ms = _join_policy(settings.profile, window_s, None, None).window_ms
     policy = replace(policy, window_ms=window_ms, surfaces=tuple(surface or ()))
+    if rows or verify or rows_dir or from_files or dataset or runner:
+        from features import backfill_cli
+
+        options = backfill_cli.BatchOptions(
+            files=tuple(from_files or ()),
+            dataset=dataset,
+            partitions=partition_count,
+            rows=rows,
+            verify=verify,
+            rows_dir=rows_dir,
+            runner=runner,
+            beam_options=tuple(beam_option or ()),
+        )
+        root = archive_dir or settings.archive_dir
+        backfill_cli.backfill(settings, options, policy, root, as_json=as_json)
+        return
     root, topics = place(archive_dir or settings.archive_dir), Topics(settings.topic_prefix)
     log = PastLog(KafkaLog(settings.bootstrap_servers, settings.timeout_s), root, topics)
     records = sum(end - start for start, end in log.bounds(topics.user_events).values())

@@ -28,7 +28,7 @@ from features.declare import FeatureSet, ItemContext, UserContext
 from features.example_bytes import encode, framed
 from features.examples import LABELS, Examples, ExampleSource, concat, take
 from features.fold import fold
-from features.history import History, HistoryItems, text_hashes
+from features.history import History, HistoryItems, item_hours, text_hashes
 from features.ragged import spans
 from features.rows import Rows
 from schemas.events import EventType
@@ -37,7 +37,7 @@ KIND: Final = "history"
 SUFFIX: Final = ".tfrecord.gz"
 # Examples assembled at once: the rows of so many users fit the cache no more, but calls are few.
 _ASSEMBLE: Final = 2_048
-_FILE_BYTES: Final = 256_000_000  # before compression
+FILE_BYTES: Final = 256_000_000  # before compression
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +96,7 @@ def backfill(
         if len(chunk):
             content = framed(encode(chunk, features))
             to.writer.append(content, len(chunk), int(chunk.event_time[0]))
-        if to.writer.pending_bytes >= _FILE_BYTES:
+        if to.writer.pending_bytes >= FILE_BYTES:
             to.writer.roll()
     position = {f"user-events/{p}": end for p, end in history.ends.items()}
     return to.writer.commit(position, replace_files=not policy.since)
@@ -115,7 +115,19 @@ def make_examples(
     `items` comes with the catalogue; the history's events are put into it here.
     """
     accepted = fold_all(history, features)
-    items.put_history(history, accepted)
+    items.put_hours([item_hours(history, accepted)])
+    yield from examples_of(history, accepted, items, features, policy, progress)
+
+
+def examples_of(
+    history: History,
+    accepted: NDArray[np.bool_],
+    items: HistoryItems,
+    features: FeatureSet,
+    policy: BackfillPolicy,
+    progress: Progress = lambda done, of: None,
+) -> Iterator[Examples]:
+    """As `make_examples`, when it is known what the fold accepts and what was done to items."""
     wanted = chosen(history, accepted, policy)
     labels = labels_of(history, accepted, wanted, policy)
     made = _Maker(history, items, features)

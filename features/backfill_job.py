@@ -102,14 +102,30 @@ def read_range(
     bounds = log.bounds(topic)
     ends = {p: min(end, (until or {}).get(p, end)) for p, (_, end) in bounds.items()}
     at = {TopicPartition(topic, p): start for p, (start, _) in bounds.items() if start < ends[p]}
+    yield from read_to_ends(source, at, ends, _MAX_RECORDS)
+
+
+def read_to_ends(
+    source: Source,
+    starts: Mapping[TopicPartition, int],
+    ends: Mapping[int, int],
+    max_records: int,
+) -> Iterator[RecordBatch]:
+    """
+    The records of some partitions of a topic from their starts to before their ends.
+
+    Raises:
+        BrokerUnavailable: nothing more came, although there should be.
+    """
+    at = dict(starts)
     source.assign(at)
     silent = 0
     while left := {tp: n for tp, n in at.items() if n < ends[tp.partition]}:
-        batch = source.poll(_MAX_RECORDS, _POLL_S)
+        batch = source.poll(max_records, _POLL_S)
         if batch is None:
             silent += 1
             if silent == _PATIENCE:
-                raise BrokerUnavailable(f"{topic}: nothing came from {left}, ends are {ends}")
+                raise BrokerUnavailable(f"nothing came from {left}, ends are {dict(ends)}")
             continue
         silent = 0
         tp = TopicPartition(batch.topic, batch.partition)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -12,11 +13,19 @@ from numpy.typing import NDArray
 from features.misplaced import KeyGroups
 from features.validate import MAX_ID_BYTES, Candidates, rejections
 from ingest.log import RecordBatch
-from schemas.columns import ColumnReader
+from schemas.columns import Decoded
 from schemas.errors import Reason, Rejected
-from schemas.events import UserEvent
 
 COLUMNS = ("event_id", "user_id", "item_id", "event_type", "event_time", "value", "profile")
+
+
+class EventReader(Protocol):
+    """What the values of a batch mean: columns of UserEvent. `ColumnReader` for framed Avro."""
+
+    dtypes: dict[str, pl.DataType]
+
+    def read(self, values: Sequence[bytes | None], columns: Sequence[str] | None = None) -> Decoded:
+        """As `ColumnReader.read`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +42,7 @@ def fit(
     batch: RecordBatch,
     groups: KeyGroups,
     here: NDArray[np.bool_],
-    reader: ColumnReader[UserEvent],
+    reader: EventReader,
     future_ms: int,
 ) -> Fit:
     """

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from features import tiles as tiling
 from features.declare import DAY_MS, HOUR_MS
+from features.fit import EventReader
 from features.fold import EventColumns
 from features.hashing import hash_id, hash_ids
 from features.items import ItemTable
@@ -25,11 +26,12 @@ from features.misplaced import grouped, misplaced
 from features.validate import Candidates, rejections
 from ingest.log import RecordBatch
 from ingest.origin import origin_of
-from schemas.columns import ColumnReader
-from schemas.events import EventType, Item, UserEvent
+from schemas.events import EventType, Item
 
 _HOURS_A_DAY: Final = DAY_MS // HOUR_MS
 _BUCKET_BITS: Final = np.int64(32)
+_HOUR_MASK: Final = np.int64(2**32 - 1)
+_NO_HOURS: Final = np.zeros((0, tiling.TYPES), np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class History:
 class HistoryReader:
     """Takes batches of user-events in, in any order of partitions."""
 
-    def __init__(self, reader: ColumnReader[UserEvent], partitions: int, future_ms: int) -> None:
+    def __init__(self, reader: EventReader, partitions: int, future_ms: int) -> None:
         self._reader = reader
         self._partitions = partitions
         self._future_ms = future_ms
@@ -136,6 +138,38 @@ class HistoryReader:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemHours:
+    """What was done to items, by the hour in which it came: k counts, that add up."""
+
+    items: list[str]
+    item: NDArray[np.int64]  # [k] index in `items`
+    hour: NDArray[np.int64]  # [k] since the epoch
+    counts: NDArray[np.int64]  # [k, TYPES]
+
+
+def item_hours(history: History, accepted: NDArray[np.bool_]) -> ItemHours:
+    """
+    The accepted events of a history.
+
+    One that came when its hour was over, by the newest event time of its partition, counts from
+    the hour in which it came.
+    """
+    at = np.flatnonzero(accepted & (history.events.item != 0))
+    _, first, item = np.unique(history.events.item[at], return_index=True, return_inverse=True)
+    came, said = history.clock_ms[at], history.events.event_time_ms[at]
+    hour = np.where(said // HOUR_MS < came // HOUR_MS, came, said) // HOUR_MS
+    keys, place = np.unique(item << _BUCKET_BITS | hour, return_inverse=True)
+    counts = np.zeros((len(keys), tiling.TYPES), np.int64)
+    np.add.at(counts, (place, history.events.event_type[at]), 1)
+    return ItemHours(
+        items=history.frame["item_id"].gather(at[first]).to_list(),
+        item=keys >> _BUCKET_BITS,
+        hour=keys & _HOUR_MASK,
+        counts=counts,
+    )
+
+
 class HistoryItems(ItemTable):
     """
     The item table as it stood at any time of a history: counts of whole hours before now.
@@ -151,18 +185,16 @@ class HistoryItems(ItemTable):
         self._keys = np.zeros(0, np.int64)  # item, hour: ascending
         self._before = np.zeros((1, tiling.TYPES), np.int64)  # [keys + 1] counts of the keys before
 
-    def put_history(self, history: History, accepted: NDArray[np.bool_]) -> None:
-        """Take in the accepted events of the history, instead of any before."""
-        at = np.flatnonzero(accepted & (history.events.item != 0))
-        ids = history.frame["item_id"].gather(at)
-        names = ids.unique(maintain_order=True).to_list()
-        self._index_or_add(names)
-        item = self.index(history.events.item[at])
-        came, said = history.clock_ms[at], history.events.event_time_ms[at]
-        hour = np.where(said // HOUR_MS < came // HOUR_MS, came, said) // HOUR_MS
-        self._keys, place = np.unique(item << _BUCKET_BITS | hour, return_inverse=True)
+    def put_hours(self, parts: Sequence[ItemHours]) -> None:
+        """Take in what was done in all partitions, instead of anything before."""
+        self._index_or_add(list(dict.fromkeys(name for part in parts for name in part.items)))
+        keys = [
+            self.index(hash_ids(part.items))[part.item] << _BUCKET_BITS | part.hour
+            for part in parts
+        ]
+        self._keys, place = np.unique(_joined(keys), return_inverse=True)
         counts = np.zeros((len(self._keys) + 1, tiling.TYPES), np.int64)
-        np.add.at(counts, (place + 1, history.events.event_type[at]), 1)
+        np.add.at(counts[1:], place, np.concatenate([_NO_HOURS, *(part.counts for part in parts)]))
         self._before = np.cumsum(counts, axis=0)
 
     def window_table(
@@ -192,6 +224,10 @@ def read_history(batches: Iterable[RecordBatch], reader: HistoryReader) -> Histo
     for batch in batches:
         reader.add(batch)
     return reader.history()
+
+
+def _joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _codes(users: pl.Series) -> tuple[NDArray[np.int64], int]:

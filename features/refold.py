@@ -11,6 +11,7 @@ import numpy as np
 
 from features import rows
 from features.declare import FeatureSet
+from features.fit import EventReader
 from features.outlets import NoOutlets, Outlets
 from features.store import Keys, Position, RowReader, RowWriter, Update
 from features.store_memory import MemoryStore
@@ -18,9 +19,7 @@ from features.worker import FeatureWorker, FoldRules
 from ingest.batches import part
 from ingest.clock import Clock
 from ingest.log import Log, RecordBatch, Source, TopicPartition
-from schemas.columns import ColumnReader
 from schemas.errors import BrokerUnavailable, Misconfigured
-from schemas.events import UserEvent
 
 MAX_RECORDS = 8_192
 POLL_S = 1.0
@@ -39,7 +38,7 @@ class RebuildParts:
     store: Store
     features: FeatureSet
     open_source: Callable[[], Source]
-    open_reader: Callable[[], ColumnReader[UserEvent]]
+    open_reader: Callable[[], EventReader]
     open_outlets: Callable[[], Outlets]  # a fold that starts afresh sends on again
     clock: Clock
     timeout_s: float

@@ -17,7 +17,7 @@ from features import rows
 from features.counts import Counts
 from features.declare import FeatureSet
 from features.event_columns import EventColumns, Folded
-from features.fit import Fit, fit
+from features.fit import EventReader, Fit, fit
 from features.fold import fold
 from features.items import Partials, decode_partials, encode_partials, fold_partials
 from features.misplaced import KeyGroups, arrivals, grouped, misplaced, sent_on
@@ -25,9 +25,8 @@ from features.outlets import Outlets
 from features.store import Lease, RowWriter, Update, Values
 from features.to_columns import distinct_items, event_columns, in_log_order
 from ingest.log import RecordBatch
-from schemas.columns import ColumnReader
 from schemas.errors import Misconfigured, PositionMoved, Rejected
-from schemas.events import EventType, UserEvent
+from schemas.events import EventType
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +56,7 @@ class FeatureWorker:
     def __init__(
         self,
         store: RowWriter,
-        reader: ColumnReader[UserEvent],
+        reader: EventReader,
         outlets: Outlets,
         rules: FoldRules,
     ) -> None:

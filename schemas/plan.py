@@ -178,8 +178,12 @@ def _header(writer: Any) -> bytes:
         *({"name": f["name"], "type": _wire(f["type"], wide=True)} for f in writer["fields"]),
         {"name": GUARD, "type": "long"},
     ]
-    schema = json.dumps({"type": "record", "name": "Wrapper", "fields": fields}).encode()
-    meta = {b"avro.schema": schema, b"avro.codec": b"null"}
+    return container_header(json.dumps({"type": "record", "name": "Wrapper", "fields": fields}))
+
+
+def container_header(schema: str) -> bytes:
+    """The header of an uncompressed Avro container file, without the sync marker."""
+    meta = {b"avro.schema": schema.encode(), b"avro.codec": b"null"}
     blocks = b"".join(long_bytes(len(x)) + x for pair in meta.items() for x in pair)
     return b"Obj\x01" + long_bytes(len(meta)) + blocks + b"\0"
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.texts import texts_of
 from schemas.errors import Reason, Rejected
 
 MAX_ID_BYTES = 512  # of a user's, an item's or an event's id
@@ -50,7 +51,7 @@ def rejections(events: Candidates) -> tuple[tuple[int, Rejected], ...]:
 
 def _suspicious(events: Candidates) -> bool:
     """
-    Whether any event may be bad: exact for numbers and users, generous for lengths.
+    Whether any event is bad, at less cost than saying which.
 
     Nearly every batch is clean, and a polars query costs 0.1 ms for each check, the half of a
     small batch's time.
@@ -68,10 +69,10 @@ def _suspicious(events: Candidates) -> bool:
 
 
 def _odd_lengths(column: pl.Series) -> bool:
-    """Whether a text is empty or may be too long: 4 bytes are the longest character's."""
-    texts = set(column.to_list()) - {None}
-    lengths = set(map(len, texts))
-    return bool(lengths) and not 0 < min(lengths) <= max(lengths) <= MAX_ID_BYTES // 4
+    """Whether a text is empty or too long."""
+    texts = texts_of(column)
+    lengths = texts.lengths if texts.given is None else texts.lengths[texts.given]
+    return bool(len(lengths)) and not 0 < lengths.min() <= lengths.max() <= MAX_ID_BYTES
 
 
 class Check(NamedTuple):

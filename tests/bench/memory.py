@@ -22,8 +22,9 @@ PREFIX = "memory-"
 AIM_PERCENT = 2.0  # growth after the warm-up, at most
 TIMES = 17  # as many events as the other parts together, about: 20 million at full size
 WARM_SHARE = 0.1  # of all events
-CHUNK = 100_000
-AHEAD = 400_000  # events on the log that are not folded yet, at most
+LOOKS = 20  # at the resident set, at least
+CHUNK = 100_000  # events between two looks, at most
+AHEAD = 4  # chunks on the log that are not folded yet, at most
 STEP_MS = 3_600_000 // 12  # event time of a chunk: hours pass, and tiles with them
 WAIT_S = 300.0
 MIB = 2**20
@@ -33,18 +34,19 @@ def run(world: World) -> Iterator[Figure]:
     """Produce in chunks, never far ahead of the job, and look at its resident set after each."""
     world.create_topics(PREFIX)
     settings = world.named(PREFIX, MEMORY_DB)
-    total = TIMES * world.sizes.events // CHUNK * CHUNK
-    chunks = max(10, total // CHUNK)
+    total = TIMES * world.sizes.events
+    chunk = min(CHUNK, total // LOOKS)
+    chunks = total // chunk
     resident: list[tuple[int, int]] = []  # events folded, bytes
     with world.command(settings, "features", "run"):
         (job,) = (p for p in world.supervisor.children() if p.name.startswith("features"))
         process, start_s = psutil.Process(job.pid), CLOCK.monotonic_s()
         start_ms = CLOCK.now_ms() - chunks * STEP_MS
         for at in range(chunks):
-            _produce(world, at, start_ms + at * STEP_MS)
-            folded = _folded_up_to(settings, (at + 1) * CHUNK - AHEAD)
+            _produce(world, at, chunk, start_ms + at * STEP_MS)
+            folded = _folded_up_to(settings, (at + 1 - AHEAD) * chunk)
             resident.append((folded, process.memory_info().rss))
-        folded = _folded_up_to(settings, chunks * CHUNK)
+        folded = _folded_up_to(settings, chunks * chunk)
         resident.append((folded, process.memory_info().rss))
         taken_s = CLOCK.monotonic_s() - start_s
     warm = [size for events, size in resident if events >= WARM_SHARE * folded]
@@ -68,11 +70,11 @@ def run(world: World) -> Iterator[Figure]:
     )
 
 
-def _produce(world: World, at: int, start_ms: int) -> None:
+def _produce(world: World, at: int, count: int, start_ms: int) -> None:
     """The chunk's own events, later than those of the chunk before."""
     topic = Topics(PREFIX).user_events
     shop = replace(world.shop, seed=world.shop.seed + at, span_ms=STEP_MS)
-    events = list(shop.events(CHUNK, start_ms + STEP_MS))
+    events = list(shop.events(count, start_ms + STEP_MS))
     values = Codec(world.registry, UserEvent, topic).encode_many(events)
     world.produce(
         topic,

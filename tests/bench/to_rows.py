@@ -150,9 +150,7 @@ def _looped(split: Split, most: int) -> Run:
     return done
 
 
-def beam(
-    world: World, total: int, limits: dict[str, float], alone: float, aim: float
-) -> Figure:
+def beam(world: World, total: int, limits: dict[str, float], alone: float, aim: float) -> Figure:
     """The job as `millstream features run` runs it: Beam's FnApiRunner, with item-features."""
     settings = world.named(MAIN, BEAM_DB)
     store = open_store(settings)

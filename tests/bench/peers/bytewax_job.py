@@ -12,7 +12,8 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.testing import run_main
 
-from tests.bench.peers.job import Job, Row, empty, fold
+from tests.bench.peers.job import Job
+from tests.bench.peers.row import Row, empty, fold
 from tests.bench.peers.task import asked
 
 BATCH = 10_000  # messages that a source hands on at once

@@ -8,7 +8,8 @@ from typing import Any
 
 import faust
 
-from tests.bench.peers.job import Job, Row, empty, fold
+from tests.bench.peers.job import Job
+from tests.bench.peers.row import Row, empty, fold
 from tests.bench.peers.task import Task, asked
 
 BATCH = 5_000

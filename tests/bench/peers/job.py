@@ -18,14 +18,10 @@ import fastavro
 import orjson
 import redis
 
-from tests.bench.peers.task import HOURS, KEY, Task
+from tests.bench.peers.row import Row, empty, fold
+from tests.bench.peers.task import KEY, Task
 
-ITEMS = 50
-HOUR_MS = 3_600_000
 FRAME_BYTES = 5
-SHOWN = frozenset({"VIEW", "CLICK", "LIKE", "DISLIKE", "SHARE", "CART", "PURCHASE", "RATING"})
-
-Row = dict[str, Any]  # JSON, as a peer's own state wants it: {"items": [...], "hours": {hour: {}}}
 
 
 class Job:
@@ -40,7 +36,7 @@ class Job:
         self._schema = fastavro.parse_schema(schema)
         self._rows: dict[str, Row] = {}  # of "batch": what Redis holds, read once
         self._events = 0
-        self._start_s = 0.0
+        self._start_s = self._cpu_s = 0.0
 
     @property
     def done(self) -> bool:
@@ -50,7 +46,9 @@ class Job:
     def decoded(self, value: bytes) -> dict[str, Any]:
         """One event from its framed bytes."""
         if not self._start_s:
-            self._start_s = time.monotonic()  # noqa: TID251 - a program of its own, without our Clock
+            # A program of its own, without our Clock.
+            self._start_s = time.monotonic()  # noqa: TID251
+            self._cpu_s = time.process_time()
         self._events += 1
         return fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), self._schema, None)  # type: ignore[no-any-return, return-value]
 
@@ -73,26 +71,10 @@ class Job:
 
     def report(self) -> None:
         """Say how long it took; called when everything is written."""
-        taken_s = time.monotonic() - self._start_s  # noqa: TID251 - see above
-        print(json.dumps({"events": self._events, "taken_s": taken_s}), flush=True)
-
-
-def empty() -> Row:
-    """The row of a user that nothing is known of."""
-    return {"items": [], "hours": {}}
-
-
-def fold(row: Row, event: Mapping[str, Any]) -> None:
-    """Take one event in."""
-    kind, item = event["event_type"], event["item_id"]
-    if item is not None and kind in SHOWN:
-        row["items"].append(item)
-        del row["items"][:-ITEMS]
-    hour = str(event["event_time"] // HOUR_MS)
-    hours = row["hours"]
-    if hour not in hours:
-        hours[hour] = {}
-        for old in [h for h in hours if int(h) <= int(hour) - HOURS]:
-            del hours[old]
-    counts = hours[hour]
-    counts[kind] = counts.get(kind, 0) + 1
+        taken_s = time.monotonic() - self._start_s  # noqa: TID251
+        told = {
+            "events": self._events,
+            "taken_s": taken_s,
+            "cpu_s": time.process_time() - self._cpu_s,
+        }
+        print(json.dumps(told), flush=True)

@@ -8,7 +8,8 @@ from typing import Any
 from quixstreams import Application, State
 from quixstreams.sinks import BatchingSink, SinkBatch
 
-from tests.bench.peers.job import Job, Row, empty, fold
+from tests.bench.peers.job import Job
+from tests.bench.peers.row import Row, empty, fold
 from tests.bench.peers.task import asked
 
 COMMIT_EVERY = 20_000  # messages of a checkpoint: the largest batch a sink is given

@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import dataclass
 
-HOURS = 24
 KEY = "peer:"  # before a user's id, in Redis
 
 

@@ -25,7 +25,8 @@ WARM_SHARE = 0.1  # of all events
 LOOKS = 20  # at the resident set, at least
 CHUNK = 100_000  # events between two looks, at most
 AHEAD = 4  # chunks on the log that are not folded yet, at most
-STEP_MS = 3_600_000 // 12  # event time of a chunk: hours pass, and tiles with them
+STEP_MS = 90 * 60_000  # event time of a chunk: hours pass, and tiles with them
+USERS = 2_000  # their rows are full when the warm-up ends: what grows then is no row
 WAIT_S = 300.0
 MIB = 2**20
 
@@ -58,6 +59,7 @@ def run(world: World) -> Iterator[Figure]:
         aim=AIM_PERCENT,
         smaller_is_better=True,
         events=folded,
+        users=USERS,
         events_per_s=round(folded / taken_s),
         after_warm_up_mib=round(warm[0] / MIB),
         at_the_end_mib=round(warm[-1] / MIB),
@@ -73,7 +75,7 @@ def run(world: World) -> Iterator[Figure]:
 def _produce(world: World, at: int, count: int, start_ms: int) -> None:
     """The chunk's own events, later than those of the chunk before."""
     topic = Topics(PREFIX).user_events
-    shop = replace(world.shop, seed=world.shop.seed + at, span_ms=STEP_MS)
+    shop = replace(world.shop, users=USERS, seed=world.shop.seed + at, span_ms=STEP_MS)
     events = list(shop.events(count, start_ms + STEP_MS))
     values = Codec(world.registry, UserEvent, topic).encode_many(events)
     world.produce(

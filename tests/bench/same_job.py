@@ -75,7 +75,7 @@ def run(world: World) -> Iterator[Figure]:
     for peer, module in PEERS.items():
         for state, described in STATES.items():
             task = _task(world, count, module, state)
-            done = _ran(interpreter, module, task)
+            done = ran(interpreter, module, task)
             name = f"same job, {peer}, {described}"
             wrong = "" if done.error else _unlike(task, expected)
             if done.per_s is None or wrong:
@@ -161,7 +161,7 @@ def _task(world: World, count: int, module: str, state: str) -> Task:
     )
 
 
-def _ran(interpreter: Path | str, module: str, task: Task) -> Outcome:
+def ran(interpreter: Path | str, module: str, task: Task) -> Outcome:
     """One peer's run into an emptied database."""
     if isinstance(interpreter, str):
         return Outcome(error=interpreter)

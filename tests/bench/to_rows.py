@@ -95,7 +95,7 @@ def run(world: World, aim: float = AIM) -> Iterator[Figure]:
         cpu_us_per_event=round(1e6 * best.cpu_s / total, 2),  # hardly moved by what else runs
         stages=shares({"poll": best.polled_s, "fold and write": best.handled_s}),
         counts=dict(best.counts.named()),
-        **({} if best.per_s >= aim else {"profile": _profile(world)}),
+        **({} if best.per_s >= aim else {"profile": _profile(world, total)}),
     )
     yield beam(world, total, limits, best.per_s, aim)
 
@@ -246,9 +246,9 @@ def _places(keys: list[bytes]) -> Any:
     return partitions_of(keys, PARTITIONS)
 
 
-def _profile(world: World) -> list[str]:
+def _profile(world: World, total: int) -> list[str]:
     aside = world.named(MAIN, LIMIT_DB)  # the rows are needed by later parts
-    return profiled(lambda: folded(aside, PROFILED_EVENTS))
+    return profiled(lambda: folded(aside, min(PROFILED_EVENTS, total)))
 
 
 def _check(done: Run, total: int) -> None:

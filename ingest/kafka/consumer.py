@@ -12,6 +12,7 @@ from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
+from numpy.typing import NDArray
 
 from ingest.batches import Columns, empty, groups, part
 from ingest.clock import Clock, SystemClock
@@ -199,7 +200,7 @@ def uncollected() -> Iterator[None]:
 
 def _by_partition(
     topics: list[str] | None, partitions: list[int], messages: list[ck.Message]
-) -> Iterator[tuple[TopicPartition, list[int] | None]]:
+) -> Iterator[tuple[TopicPartition, NDArray[np.int64] | None]]:
     if topics is None or len(set(topics)) == 1:
         topic = str(messages[0].topic())
         for partition, index in groups(partitions):

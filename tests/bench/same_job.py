@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import redis
@@ -28,7 +27,7 @@ from schemas.codec import Codec
 from schemas.events import EventType, UserEvent
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, seconds
-from tests.bench.peers.row import HOURS
+from tests.bench.peers import row
 from tests.bench.peers.task import KEY, Task
 from tests.bench.to_rows import folded
 from tests.bench.world import PARTITIONS, PEER_DB, ROOT, SAME_DB, Sent, World
@@ -211,7 +210,9 @@ def _ours(world: World, settings: Settings) -> dict[str, Answer]:
     for place, users in asked.items():
         decoded = rows.decode(found[place].rows, CATALOG.fingerprint).rows
         now_ms = decoded.last_seen_ms
-        counts = {k: window_counts(decoded, [k], now_ms, hours=HOURS).tolist() for k in EventType}
+        counts = {
+            k: window_counts(decoded, [k], now_ms, hours=row.HOURS).tolist() for k in EventType
+        }
         for at, user in enumerate(users):
             mine = slice(decoded.history_splits[at], decoded.history_splits[at + 1])
             answers[user] = Answer(
@@ -222,15 +223,18 @@ def _ours(world: World, settings: Settings) -> dict[str, Answer]:
 
 
 def _unlike(task: Task, expected: Mapping[str, Answer]) -> str:
-    """The first user of whom a peer says something else; empty: there is none."""
     with redis.Redis.from_url(task.redis_url) as client:
-        stored: Sequence[Any] = client.mget([KEY + user for user in expected])
-    for (user, mine), value in zip(expected.items(), stored, strict=True):
-        row = {"items": [], "hours": {}} if value is None else json.loads(value)
+        return unlike(expected, client.mget([KEY + user for user in expected]))
+
+
+def unlike(expected: Mapping[str, Answer], stored: Sequence[bytes | None]) -> str:
+    """The first user of whom a peer's rows say something else; empty: there is none."""
+    for (user, ours), value in zip(expected.items(), stored, strict=True):
+        held = row.empty() if value is None else json.loads(value)
         counts: Counter[int] = Counter()
-        for hour in row["hours"].values():
+        for hour in held["hours"].values():
             counts.update({int(EventType[kind]): n for kind, n in hour.items()})
-        theirs = Answer(items=tuple(hash_ids(row["items"]).tolist()), counts=counts)
-        if theirs != mine:
-            return f"another answer for {user}: {theirs}, ours {mine}"
+        theirs = Answer(items=tuple(hash_ids(held["items"]).tolist()), counts=counts)
+        if theirs != ours:
+            return f"another answer for {user}: {theirs}, ours {ours}"
     return ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from features.hashing import hash_ids
 from schemas.events import EventType
 from tests.bench import figures, measure, plots, same_job
 from tests.bench.figures import Figure, figure
@@ -177,3 +178,17 @@ def test_the_lock_of_the_peers_pins_and_hashes_everything_and_names_no_registry(
     assert {"quixstreams", "bytewax", "faust-streaming"} <= {p.split("==")[0] for p in packages}
     assert all("==" in package and package.endswith("\\") for package in packages)
     assert "://" not in text
+
+
+def test_a_peer_with_another_answer_is_found_out() -> None:
+    hour = {"100": {"CLICK": 2}, "101": {"CLICK": 1, "VIEW": 1}}
+    held = json.dumps({"items": ["a", "b"], "hours": hour}).encode()
+    ours = same_job.Answer(
+        items=tuple(hash_ids(["a", "b"]).tolist()),
+        counts={int(EventType.CLICK): 3, int(EventType.VIEW): 1},
+    )
+    nobody = same_job.Answer(items=(), counts={})
+    assert same_job.unlike({"u": ours, "v": nobody}, [held, None]) == ""
+    assert same_job.unlike({"u": ours}, [held.replace(b"2", b"1")]).startswith("another answer")
+    assert same_job.unlike({"u": ours}, [held.replace(b'"b"', b'"c"')]).startswith("another")
+    assert same_job.unlike({"v": nobody}, [held]).startswith("another answer for v")

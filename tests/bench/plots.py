@@ -123,6 +123,9 @@ def _curve(
             axes.annotate(
                 f"{value:,.0f}", (size, value), (0, 7), textcoords="offset points", ha="center"
             )
+    else:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(0, 1.2 * max(points.values()))
     axes.set_xlabel(across)
     axes.set_ylabel(up)

@@ -15,7 +15,7 @@ from features.event_columns import EventColumns
 from features.fit import Fit
 from features.hashing import hash_id, hash_ids
 from features.misplaced import origin_of
-from features.texts import hash_texts
+from features.text_columns import hash_texts
 from ingest.log import RecordBatch
 from schemas.events import EventType
 

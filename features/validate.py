@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.texts import texts_of
+from features.text_columns import texts_of
 from schemas.errors import Reason, Rejected
 
 MAX_ID_BYTES = 512  # of a user's, an item's or an event's id

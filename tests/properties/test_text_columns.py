@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.hashing import hash_ids
-from features.texts import LEAST, hash_texts, texts_of, xxh64
+from features.text_columns import LEAST, hash_texts, texts_of, xxh64
 
 
 @pytest.mark.parametrize("length", [*range(40), 63, 64, 65, 100, 513])

@@ -20,7 +20,12 @@ def hash_id(text: str) -> int:
     >>> hash_id("movie-1") == int(hash_ids(["movie-1"])[0])
     True
     """
-    return xxhash.xxh64_intdigest(text.encode()) or 1
+    return hash_bytes(text.encode())
+
+
+def hash_bytes(text: bytes | memoryview) -> int:
+    """Hash of one id in UTF-8."""
+    return xxhash.xxh64_intdigest(text) or 1
 
 
 def hash_ids(texts: Sequence[str | None]) -> NDArray[np.uint64]:

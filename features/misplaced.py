@@ -8,8 +8,10 @@ archive skip the misplaced original and take the copy.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +36,10 @@ def grouped(keys: Sequence[bytes | None]) -> KeyGroups:
     >>> grouped([b"a", None, b"b", b"a"]).code.tolist()
     [0, -1, 1, 0]
     """
-    places: dict[bytes | None, int] = dict.fromkeys(keys, 0)
-    places.pop(None, None)
-    distinct: list[bytes] = [key for key in places if key is not None]
-    places = dict(zip(distinct, range(len(distinct)), strict=True))
-    places[None] = -1
-    return KeyGroups(
-        keys=distinct, code=np.fromiter(map(places.__getitem__, keys), np.int64, len(keys))
-    )
+    # A key that is new is given the next code by C alone.
+    places: defaultdict[bytes | None, int] = defaultdict(count().__next__, {None: -1})
+    code = np.fromiter(map(places.__getitem__, keys), np.int64, len(keys))
+    return KeyGroups(keys=[key for key in places if key is not None], code=code)
 
 
 def misplaced(batch: RecordBatch, groups: KeyGroups, partitions: int) -> NDArray[np.bool_]:

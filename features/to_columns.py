@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from features.event_columns import EventColumns
 from features.fit import Fit
 from features.hashing import hash_id, hash_ids
+from features.text_columns import hash_texts
 from ingest.log import RecordBatch
 from ingest.origin import origin_of
 from schemas.events import EventType
@@ -45,13 +48,10 @@ class DistinctItems:
 
 def distinct_items(column: pl.Series, order: LogOrder) -> DistinctItems:
     """Item ids in order of first appearance, each hashed once."""
-    texts = column.to_list()
-    codes: dict[str | None, int] = dict.fromkeys(texts, -1)
-    codes.pop(None, None)
+    # A text that is new is given the next code by C alone.
+    codes: defaultdict[str | None, int] = defaultdict(count().__next__, {None: -1})
+    code = np.fromiter(map(codes.__getitem__, column.to_list()), np.int64, len(column))
     ids = [item for item in codes if item is not None]
-    codes = dict(zip(ids, range(len(ids)), strict=True))
-    codes[None] = -1
-    code = np.fromiter(map(codes.__getitem__, texts), np.int64, len(texts))
     return DistinctItems(ids=ids, hashes=hash_ids(ids), code=_ordered(code, order, -1))
 
 
@@ -65,7 +65,7 @@ def event_columns(
     """The fit records, each for its row [m]; an erasure has the hash of its origin as id."""
     frame = found.frame
     origins = [hash_id(origin_of(batch, at).decode()) for at in found.erased.tolist()]
-    ids = np.append(hash_ids(frame["event_id"].to_list()), np.array(origins, np.uint64))
+    ids = np.append(hash_texts(frame["event_id"]), np.array(origins, np.uint64))
     value = frame["value"].to_numpy().astype(np.float32)  # null is NaN
     return EventColumns(
         row=row,

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from features.text_columns import texts_of
 from schemas.errors import Reason, Rejected
 
 MAX_ID_BYTES = 512  # of a user's, an item's or an event's id
@@ -50,7 +51,7 @@ def rejections(events: Candidates) -> tuple[tuple[int, Rejected], ...]:
 
 def _suspicious(events: Candidates) -> bool:
     """
-    Whether any event is bad.
+    Whether any event is bad, at less cost than saying which.
 
     Nearly every batch is clean, and a polars query costs 0.1 ms for each check, the half of a
     small batch's time.
@@ -69,8 +70,9 @@ def _suspicious(events: Candidates) -> bool:
 
 def _odd_lengths(column: pl.Series) -> bool:
     """Whether a text is empty or too long."""
-    lengths = column.str.len_bytes()
-    return bool(((lengths < 1) | (lengths > MAX_ID_BYTES)).any())
+    texts = texts_of(column)
+    lengths = texts.lengths if texts.given is None else texts.lengths[texts.given]
+    return bool(len(lengths)) and not 0 < lengths.min() <= lengths.max() <= MAX_ID_BYTES
 
 
 class Check(NamedTuple):

@@ -140,7 +140,7 @@ class FeatureWorker:
         """Read what these records change, fold, encode. Nothing is written."""
         order = in_log_order(found)
         code = groups.code[order.places]
-        touched, row = np.unique(code, return_inverse=True)
+        touched, row = _distinct(code, len(groups.keys))
         users = [groups.keys[at].decode() for at in touched.tolist()]
         items = distinct_items(found.frame["item_id"], order)
         stored = self._store.read(lease, users, items.ids)
@@ -157,10 +157,10 @@ class FeatureWorker:
         )
         fingerprint = self._rules.features.fingerprint
         encoded = encode_partials(grown, fingerprint)
-        changed = np.unique(items.code[counted]).tolist()
+        changed, _ = _distinct(items.code[counted], len(items.ids))
         update = Update(
             rows=dict(zip(users, rows.encode(folded.rows, fingerprint), strict=True)),
-            partials={items.ids[at]: encoded[at] for at in changed},
+            partials={items.ids[at]: encoded[at] for at in changed.tolist()},
             next_offset=batch.next_offset,
         )
         return update, _counts(events, folded)
@@ -176,6 +176,13 @@ class FeatureWorker:
         if partials.corrupt:
             raise Misconfigured(_corrupt_partial(items[partials.corrupt[0]], partition))
         return found.rows, partials.partials
+
+
+def _distinct(code: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The codes below n that occur, ascending, and the place of each code among them: no sort."""
+    occurs = np.zeros(n, np.bool_)
+    occurs[code] = True
+    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[code]
 
 
 def _counts(events: EventColumns, folded: Folded) -> Counts:

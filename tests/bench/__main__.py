@@ -10,10 +10,10 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 
-from tests.bench import pipeline
+from tests.bench import features, pipeline
 from tests.bench.world import ROOT, Sizes
 
-BENCHMARKS = {"pipeline": pipeline.bench}
+BENCHMARKS = {"features": features.bench, "pipeline": pipeline.bench}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -89,3 +89,47 @@ def latency(path: Path, samples: Mapping[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     sheet.savefig(path, dpi=120)
     pyplot.close(sheet)
+
+
+CURVES = {
+    "batch": ("records of a batch", "events/s, Kafka to Redis rows", True),
+    "users": ("users", "events/s, Kafka to Redis rows", True),
+    "resident": ("events folded", "resident set of the job, MiB", False),
+}
+
+
+def curves(folder: Path, name: str, found: Mapping[str, Mapping[int, float]]) -> None:
+    """Write `<name>-<curve>.png` of each: what a size does to a figure."""
+    import matplotlib  # slow, and only needed here
+
+    matplotlib.use("Agg")
+    for curve, points in found.items():
+        _curve(folder / f"{name}-{curve}.png", points, *CURVES[curve])
+
+
+def _curve(
+    path: Path, points: Mapping[int, float], across: str, up: str, logarithmic: bool
+) -> None:
+    """A line from the size to the figure, whose axis begins at 0."""
+    from matplotlib import pyplot
+
+    sheet, axes = pyplot.subplots(figsize=(WIDTH * 0.7, 4), layout="constrained")
+    axes.plot([*points], [*points.values()], color=OWN, marker="o" if logarithmic else None)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.set_xticks([*points], [f"{size:,}" for size in points], minor=False)
+        axes.minorticks_off()
+        for size, value in points.items():
+            axes.annotate(
+                f"{value:,.0f}", (size, value), (0, 7), textcoords="offset points", ha="center"
+            )
+    else:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_ylim(0, 1.2 * max(points.values()))
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(axis="y", color="#e5e5e5")
+    axes.spines[["top", "right"]].set_visible(False)
+    sheet.savefig(path, dpi=120)
+    pyplot.close(sheet)

@@ -36,9 +36,14 @@ def run(world: World) -> Iterator[Figure]:
     """Archive events as they were; join what `serve` answered with events that follow."""
     settings = ensure_rows(world)
     yield archived(world, settings)
-    topics = Topics(settings.topic_prefix)
-    if not sum(world.ends(topics.recommendations).values()):
+    if not sum(world.ends(Topics(settings.topic_prefix).recommendations).values()):
         raise RuntimeError("no recommendations: the part `serving` must come first")
+    yield from labels(world, settings)
+
+
+def labels(world: World, settings: Settings, aim: float | None = None) -> Iterator[Figure]:
+    """Join the lists that are on their topic with events that follow."""
+    topics = Topics(settings.topic_prefix)
     followed = _follow(world, topics)
     lists = [len(world.values(topics.recommendations, n)) for n in range(PARTITIONS)]
     everything, joining = sum(lists), sum(lists[n] for n in JOINED)
@@ -56,6 +61,7 @@ def run(world: World) -> Iterator[Figure]:
         "Kafka to archive, label join, lists",
         joining / taken_s,
         "recommendations/s",
+        aim=aim,
         limits=limits,
         lists=joining,
         events=followed,

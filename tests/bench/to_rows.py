@@ -64,7 +64,7 @@ class Run:
         return self.events / self.taken_s
 
 
-def run(world: World) -> Iterator[Figure]:
+def run(world: World, aim: float = AIM) -> Iterator[Figure]:
     """The worker in this process, then the job as a process of its own on Beam's runner."""
     topic = world.user_events
     total = sum(world.ends(topic).values())
@@ -84,7 +84,7 @@ def run(world: World) -> Iterator[Figure]:
         "Kafka to Redis rows, the worker",
         best.per_s,
         "events/s",
-        aim=AIM,
+        aim=aim,
         limits=limits,
         passes=[round(one.per_s) for one in runs],
         events=total,
@@ -95,21 +95,26 @@ def run(world: World) -> Iterator[Figure]:
         cpu_us_per_event=round(1e6 * best.cpu_s / total, 2),  # hardly moved by what else runs
         stages=shares({"poll": best.polled_s, "fold and write": best.handled_s}),
         counts=dict(best.counts.named()),
-        **({} if best.per_s >= AIM else {"profile": _profile(world)}),
+        **({} if best.per_s >= aim else {"profile": _profile(world, total)}),
     )
-    yield beam(world, total, limits, best.per_s)
+    yield beam(world, total, limits, best.per_s, aim)
 
 
 def folded(settings: Settings, most: int) -> Run:
     """Fold from the start of the log into an emptied database, `most` records or a little more."""
-    with redis.Redis.from_url(settings.redis_url) as client:
-        client.flushdb()
+    emptied(settings)
     split = open_split(job_config(settings))
     try:
         split.open()
         return _looped(split, most)
     finally:
         split.close()
+
+
+def emptied(settings: Settings) -> None:
+    """Nothing is left in the settings' database."""
+    with redis.Redis.from_url(settings.redis_url) as client:
+        client.flushdb()
 
 
 def ensure_rows(world: World) -> Settings:
@@ -145,7 +150,7 @@ def _looped(split: Split, most: int) -> Run:
     return done
 
 
-def beam(world: World, total: int, limits: dict[str, float], alone: float) -> Figure:
+def beam(world: World, total: int, limits: dict[str, float], alone: float, aim: float) -> Figure:
     """The job as `millstream features run` runs it: Beam's FnApiRunner, with item-features."""
     settings = world.named(MAIN, BEAM_DB)
     store = open_store(settings)
@@ -167,7 +172,7 @@ def beam(world: World, total: int, limits: dict[str, float], alone: float) -> Fi
         "Kafka to Redis rows, `features run` on Beam's FnApiRunner",
         value,
         "events/s",
-        aim=AIM,
+        aim=aim,
         limits=limits,
         peer=("the worker without Beam", alone),
         events=total - first,
@@ -241,9 +246,9 @@ def _places(keys: list[bytes]) -> Any:
     return partitions_of(keys, PARTITIONS)
 
 
-def _profile(world: World) -> list[str]:
+def _profile(world: World, total: int) -> list[str]:
     aside = world.named(MAIN, LIMIT_DB)  # the rows are needed by later parts
-    return profiled(lambda: folded(aside, PROFILED_EVENTS))
+    return profiled(lambda: folded(aside, min(PROFILED_EVENTS, total)))
 
 
 def _check(done: Run, total: int) -> None:

@@ -30,6 +30,7 @@ PARTITIONS = 4
 MAIN, FRESH = "bench-", "fresh-"
 FLUSH_S = 60.0
 ROWS_DB, BEAM_DB, FRESH_DB, LIMIT_DB = 0, 1, 2, 3
+SAME_DB, PEER_DB, GROWTH_DB, MEMORY_DB = 4, 5, 6, 7
 _NOTHING_S = 20.0
 
 
@@ -74,6 +75,7 @@ class World:
         self.settings = self._started()
         self.notes: dict[str, Any] = {}  # what later parts take from earlier ones
         self.samples: dict[str, Any] = {}  # what is drawn
+        self.curves: dict[str, dict[int, float]] = {}  # events/s by size, drawn too
 
     def named(self, prefix: str, database: int = ROWS_DB) -> Settings:
         """The settings of another prefix and database of the same parts."""

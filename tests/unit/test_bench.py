@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from features.hashing import hash_ids
 from schemas.events import EventType
-from tests.bench import figures, measure
+from tests.bench import figures, measure, plots, same_job
 from tests.bench.figures import Figure, figure
 from tests.bench.harness import Outcome, Part, measured, print_table, write
+from tests.bench.peers import row
+from tests.bench.peers.task import Task
 from tests.bench.shop import MIX, Shop
 
 MET = figure("fast", 200.0, "events/s", aim=100, peer=("peer", 50.0), limits={"a": 400.0})
@@ -125,3 +128,67 @@ def test_the_shop_is_the_same_for_the_same_seed_and_mixed_as_it_says() -> None:
 def test_a_wait_ends_at_its_deadline() -> None:
     with pytest.raises(measure.TooSlow, match="the end was not so within 0"):
         measure.wait_until(lambda: False, timeout_s=0.0, what="the end", every_s=0.0)
+
+
+def test_a_curve_is_drawn_for_each_size_that_was_measured(tmp_path: Path) -> None:
+    plots.curves(tmp_path, "features", {"batch": {64: 1e4, 65_536: 2e5}, "resident": {0: 9.0}})
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "features-batch.png",
+        "features-resident.png",
+    }
+
+
+def test_a_peers_row_keeps_the_last_items_and_a_day_of_counts() -> None:
+    found = row.empty()
+    for hour in range(30):
+        for at in range(3):
+            event = {
+                "event_type": "VIEW",
+                "item_id": f"{hour}-{at}",
+                "event_time": hour * 3_600_000,
+            }
+            row.fold(found, event)
+    row.fold(found, {"event_type": "IMPRESSION", "item_id": "x", "event_time": 29 * 3_600_000})
+    assert found["items"] == [f"{h}-{at}" for h in range(30) for at in range(3)][-50:]
+    assert list(found["hours"]) == [str(hour) for hour in range(6, 30)]
+    assert found["hours"]["29"] == {"VIEW": 3, "IMPRESSION": 1}
+
+
+def task(directory: Path) -> Task:
+    return Task(
+        bootstrap_servers="nowhere:1",
+        topic="t",
+        redis_url="redis://nowhere:1/0",
+        events=1,
+        directory=str(directory),
+        state="own",
+        partitions=4,
+    )
+
+
+def test_a_peer_that_cannot_be_installed_is_said_so_and_breaks_nothing(tmp_path: Path) -> None:
+    found = same_job.ran("the peers cannot be installed: no network", "quix", task(tmp_path))
+    assert found.per_s is None
+    assert found.error == "the peers cannot be installed: no network"
+
+
+def test_the_lock_of_the_peers_pins_and_hashes_everything_and_names_no_registry() -> None:
+    text = same_job.LOCK.read_text()
+    packages = [entry for entry in text.split("\n") if entry and not entry.startswith(" ")]
+    assert {"quixstreams", "bytewax", "faust-streaming"} <= {p.split("==")[0] for p in packages}
+    assert all("==" in package and package.endswith("\\") for package in packages)
+    assert "://" not in text
+
+
+def test_a_peer_with_another_answer_is_found_out() -> None:
+    hour = {"100": {"CLICK": 2}, "101": {"CLICK": 1, "VIEW": 1}}
+    held = json.dumps({"items": ["a", "b"], "hours": hour}).encode()
+    ours = same_job.Answer(
+        items=tuple(hash_ids(["a", "b"]).tolist()),
+        counts={int(EventType.CLICK): 3, int(EventType.VIEW): 1},
+    )
+    nobody = same_job.Answer(items=(), counts={})
+    assert same_job.unlike({"u": ours, "v": nobody}, [held, None]) == ""
+    assert same_job.unlike({"u": ours}, [held.replace(b"2", b"1")]).startswith("another answer")
+    assert same_job.unlike({"u": ours}, [held.replace(b'"b"', b'"c"')]).startswith("another")
+    assert same_job.unlike({"v": nobody}, [held]).startswith("another answer for v")

@@ -1,0 +1,71 @@
+"""
+The benchmark `features`: from the log to rows and examples, beside limits and beside peers.
+
+All of it from one run, on a real Kafka and a real Valkey that share the machine with what is
+measured. The peers are installed on demand into a virtual environment of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import decode, freshness, growth, lists, memory, plots, same_job, to_rows
+from tests.bench.harness import Part, measured, print_table, write
+from tests.bench.measure import machine
+from tests.bench.world import Sizes, World, world
+
+NAME = "features"
+ROWS_AIM = 200_000.0
+FRESH_PER_S = 20_000
+
+# `lists` puts more on the log that others read, so it comes after them.
+PARTS: tuple[Part[World], ...] = (
+    Part(name="decode", run=decode.run),
+    Part(name="rows", run=partial(to_rows.run, aim=ROWS_AIM)),
+    Part(name="same-job", run=same_job.run),
+    Part(name="batches", run=growth.batches),
+    Part(name="users", run=growth.users),
+    Part(name="freshness", run=freshness.run),
+    Part(name="lists", run=lists.run),
+    Part(name="memory", run=memory.run),
+)
+
+
+def bench(folder: Path, sizes: Sizes, only: Sequence[str], console: Console) -> int:
+    """Measure, print, write; 1 if a part broke."""
+    parts = [part for part in PARTS if not only or part.name in only]
+    described = machine()
+    sizes = replace(sizes, fresh_per_s=FRESH_PER_S)
+    with world(folder / f"{NAME}-data", sizes) as made:
+        outcome = measured(parts, made, console, described)
+        samples, curves = made.samples, made.curves
+    print_table(NAME, outcome.figures, console)
+    plots.curves(folder, NAME, curves)
+    write(folder, NAME, outcome, samples, about(described, sizes))
+    console.print(f"{outcome.taken_s:.0f} s; written: {folder / NAME}.json", highlight=False)
+    return outcome.exit_code
+
+
+def about(described: str, sizes: Sizes) -> list[str]:
+    """What was measured, on what."""
+    return [
+        f"Machine: {described}. Broker, store, clients and the measured process share it.",
+        "",
+        f"{sizes.events:,} events of 20,000 zipf users and 5,000 zipf items (exponent 1), 1 % sent "
+        "twice, where nothing else is said; 4 partitions, one broker, uncompressed.",
+        "",
+        "Peers do a smaller job than ours (last 50 items and 24 h counts, no duplicates, no late "
+        "events, no position stored with the rows) and are measured from their first record on; "
+        "`its keyed state` is what the framework restores after a crash, `rows folded in batches` "
+        "goes past it, reading and writing Redis a batch at a time. Each is one process.",
+        "",
+        "`others_cpu` is the share of all processors that other work on the machine took while a "
+        "figure was measured: above a tenth the figures, latencies above all, are too pessimistic.",
+        "",
+        "A limit is what one part of the work reaches alone, in the same run, in the same unit.",
+    ]

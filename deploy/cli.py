@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import structlog
 import typer
 
 from deploy import own_version
+from features.runner import JobServer, Runner, serve_with
 from ingest.replay_cli import watch_folds_with
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
@@ -226,6 +228,7 @@ def build() -> typer.Typer:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).register(app)
     watch_folds_with(_fold_watch)
+    serve_with(Runner.PRISM, _prism)
     return app
 
 
@@ -233,6 +236,12 @@ def _fold_watch(settings: Settings) -> FoldWatch:
     from features.fold_watch import open_watch  # noqa: PLC0415 - keeps --help quick
 
     return open_watch(settings)
+
+
+def _prism(settings: Settings) -> AbstractContextManager[JobServer]:
+    from deploy import prism  # noqa: PLC0415 - keeps --help quick
+
+    return prism.serving(settings)
 
 
 def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:

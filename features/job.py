@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from features.catalog import CATALOG
 from features.hot_rows import HotRows
 from features.outlets import KafkaOutlets
-from features.publish import Publisher, PublishTarget
+from features.publish import Publisher, PublisherThread, PublishTarget
 from features.redis_store import RedisStore
 from features.refold import RebuildParts
 from features.split import Split, SplitParts
@@ -36,6 +37,7 @@ class JobConfig:
     settings: Settings
     partitions: tuple[int, ...]
     from_earliest: bool = False
+    publish: bool = False  # send item partials to item-features
 
     @property
     def name(self) -> str:
@@ -54,7 +56,9 @@ class JobConfig:
         return [replace(self, partitions=share) for share in shares if share]
 
 
-def job_config(settings: Settings, *, from_earliest: bool = False) -> JobConfig:
+def job_config(
+    settings: Settings, *, from_earliest: bool = False, publish: bool = False
+) -> JobConfig:
     """
     The job over all partitions.
 
@@ -64,7 +68,10 @@ def job_config(settings: Settings, *, from_earliest: bool = False) -> JobConfig:
     log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
     partitions = check_partitions(log, Topics(settings.topic_prefix))
     return JobConfig(
-        settings=settings, partitions=tuple(range(partitions)), from_earliest=from_earliest
+        settings=settings,
+        partitions=tuple(range(partitions)),
+        from_earliest=from_earliest,
+        publish=publish,
     )
 
 
@@ -108,9 +115,18 @@ def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
             clock=clock,
             metrics=metrics,
             from_earliest=config.from_earliest,
+            beside=partial(_publishing, settings) if config.publish else None,
             closing=(producer, store),
         )
     )
+
+
+def _publishing(settings: Settings, split: Split) -> PublisherThread:
+    """Only once the partitions are ours may an older publisher of theirs be fenced."""
+    publisher = open_publisher(settings, split.owns)
+    thread = PublisherThread(publisher, split.partitions, split.fail)
+    thread.start()
+    return thread
 
 
 def open_publisher(settings: Settings, owns: Callable[[int], bool]) -> Publisher:

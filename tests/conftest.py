@@ -131,11 +131,11 @@ def _start(supervisor: Supervisor, service: Callable[[], Service]) -> None:
     try:
         made = service()
     except Misconfigured as error:
-        _missing(str(error))
+        missing(str(error))
     supervisor.start(made)
 
 
-def _missing(problem: str) -> NoReturn:
+def missing(problem: str) -> NoReturn:
     """A part that is not there: an error where everything must be (CI), else a skip."""
     message = f"{problem} (to get everything: `make setup`)"
     if os.environ.get("CI") == "true":  # noqa: TID251

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,6 +264,19 @@ class Supervisor:
             self.stop(service.name)
             raise
         return child
+
+    def start_together(self, services: Sequence[Service]) -> None:
+        """Start services that wait for one another, and return when all of them answer."""
+        for service in services:
+            child = start(service, tied=True)
+            self._running[service.name] = _Supervised(service, NEVER, child)
+        try:
+            for service in services:
+                wait_ready(service, self.child(service.name), self._clock)
+        except BaseException:
+            for service in reversed(services):
+                self.stop(service.name)
+            raise
 
     def run(self, service: Service) -> None:
         """

@@ -38,8 +38,11 @@ def run(  # noqa: PLR0917 - as many parameters as options
     job_endpoint: Annotated[
         str | None, typer.Option(help="Another job server than this machine's, host:port.")
     ] = None,
+    flink_master: Annotated[
+        str | None, typer.Option(help="With --job-endpoint: Flink's REST API, host:port.")
+    ] = None,
     worker_command: Annotated[
-        str | None, typer.Option(help="What that server's TaskManagers run as a Python worker.")
+        str | None, typer.Option(help="With --job-endpoint: what TaskManagers run as a worker.")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
     from_earliest: Annotated[
@@ -60,7 +63,9 @@ def run(  # noqa: PLR0917 - as many parameters as options
     server = (
         None
         if job_endpoint is None
-        else JobServer(endpoint=job_endpoint, worker_command=worker_command)
+        else JobServer(
+            endpoint=job_endpoint, flink_master=flink_master, worker_command=worker_command
+        )
     )
     options = RunOptions(
         plan=RunPlan(

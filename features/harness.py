@@ -9,6 +9,7 @@ was not written is read again by the next worker.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import threading
@@ -36,14 +37,18 @@ def main() -> None:
     logs, harness, _ = sdk_worker_main.create_harness(
         environment(given.id, given.provision_endpoint)
     )
+    code = 0
     try:
         harness.run()
-    finally:
         if logs is not None:
             logs.close()
+    except Exception:
+        # As when the TaskManager cuts the connection, done with the job.
+        logging.exception("the worker ends")
+        code = 1
     # Threads of bundles that nobody waits for any more may hold a batch for as long as a store is
     # away: they end here.
-    os._exit(0)
+    os._exit(code)
 
 
 def environment(worker_id: str, provision_endpoint: str) -> dict[str, str]:

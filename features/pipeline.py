@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import apache_beam as beam
 from apache_beam import coders
+from apache_beam.coders.coders import LengthPrefixCoder
 from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -22,7 +23,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 from features.counts import Counts
 from features.flink_keys import salt_for
 from features.job import JobConfig
-from features.runner import Runner, RunPlan, beam_arguments, cause
+from features.runner import Runner, RunPlan, beam_arguments, cause, job_name
 from features.source import Element, EventSource
 from features.split import POOL
 from schemas.errors import MillstreamError
@@ -77,7 +78,7 @@ def planned(config: JobConfig, plan: RunPlan) -> beam.Pipeline:
     Raises:
         Misconfigured: Beam does not take the options, or lacks what the runner needs.
     """
-    arguments = beam_arguments(plan, job_name(config))
+    arguments = beam_arguments(plan, job_name(config.settings))
     match plan.runner:
         case Runner.FNAPI:
             runner = FnApiRunner()
@@ -88,17 +89,6 @@ def planned(config: JobConfig, plan: RunPlan) -> beam.Pipeline:
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(arguments))
     build(pipeline, config, plan)
     return pipeline
-
-
-def job_name(config: JobConfig) -> str:
-    """
-    What a cluster calls the job.
-
-    >>> from ingest.settings import Settings
-    >>> job_name(JobConfig(settings=Settings(topic_prefix="a-"), partitions=(0,)))
-    'a-features'
-    """
-    return f"{config.settings.topic_prefix}features"
 
 
 def run_here(config: JobConfig, plan: RunPlan) -> None:
@@ -128,11 +118,10 @@ class Submitted:
         self._result = result
         self._ended = threading.Event()
         self._error: Exception | None = None
-        self._cancelled = False
         self._thread = threading.Thread(target=self._follow, name="job", daemon=True)
         self._thread.start()
 
-    def wait(self, timeout_s: float) -> bool:
+    def ended(self, timeout_s: float) -> bool:
         """
         Whether the job has ended within that time.
 
@@ -141,16 +130,13 @@ class Submitted:
         """
         if not self._ended.wait(timeout_s):
             return False
-        if self._error is not None and not self._cancelled:
+        if self._error is not None:
             raise cause(str(self._error)) from self._error
         return True
 
-    def cancel(self, timeout_s: float) -> None:
-        """Let the cluster end the job, and wait for that. Idempotent, also once it has ended."""
-        if not self._ended.is_set():
-            self._cancelled = True
-            self._result.cancel()
-            self._ended.wait(timeout_s)
+    def cancel(self) -> None:
+        """Let the job server forget the job."""
+        self._result.cancel()
 
     def _follow(self) -> None:
         try:
@@ -191,4 +177,4 @@ def _key(source: EventSource) -> bytes:
     """What Flink deals a read out by: its element as a worker encodes it, with its length."""
     coder = coders.registry.get_coder(EventSource)
     seen = coder.decode(coder.encode(source))
-    return bytes(coders.LengthPrefixCoder(coder).encode(seen))
+    return bytes(LengthPrefixCoder(coder).encode(seen))

@@ -10,9 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
 
+from features.flink_rest import JobManager
 from features.job import JobConfig, job_config, open_store
-from features.runner import Runner, RunPlan, local_server
+from features.runner import Runner, RunPlan, job_name, local_server
 from features.split import POOL, Split
+from ingest.clock import SystemClock
 from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
@@ -83,17 +85,35 @@ def _fold_there(config: JobConfig, plan: RunPlan, on_ready: Callable[[str], None
     from features import pipeline  # noqa: PLC0415 - Beam takes seconds to load
 
     stopping = threading.Event()
-    with _signals(stopping.set):
+    with _signals(stopping.set), _alone(config, plan):
         before = _epochs(config)
         job = pipeline.submit(config, plan)
         ready = False
-        try:
-            while not (stopping.is_set() or job.wait(LOOK_S)):
-                if not ready and all(now > before[p] for p, now in _epochs(config).items()):
-                    ready = True
-                    on_ready(f"features of {len(config.partitions)} partitions on {plan.runner}")
-        finally:
-            job.cancel(CANCEL_S)
+        while not (stopping.is_set() or job.ended(LOOK_S)):
+            if not ready and all(now > before[p] for p, now in _epochs(config).items()):
+                ready = True
+                on_ready(f"features of {len(config.partitions)} partitions on {plan.runner}")
+        if stopping.is_set():
+            job.cancel()
+
+
+@contextmanager
+def _alone(config: JobConfig, plan: RunPlan) -> Iterator[None]:
+    """
+    No other Flink job of this one's name: none that lost its submitter, and none left behind.
+
+    Two jobs over the same partitions would take them from one another without end.
+    """
+    master = plan.server.flink_master if plan.server else None
+    if master is None:
+        yield
+        return
+    flink, name, clock = JobManager(master), job_name(config.settings), SystemClock()
+    flink.cancel(name, CANCEL_S, clock)
+    try:
+        yield
+    finally:
+        flink.cancel(name, CANCEL_S, clock)
 
 
 def _epochs(config: JobConfig) -> dict[int, int]:

@@ -40,6 +40,7 @@ class JobServer:
     """Where a pipeline is submitted to."""
 
     endpoint: str  # host:port of Beam's job service
+    flink_master: str | None = None  # host:port of the JobManager's REST API
     worker_command: str | None = None  # what a TaskManager runs to have a Python worker
 
 
@@ -55,6 +56,16 @@ class RunPlan:
     def __post_init__(self) -> None:
         if self.parallelism < 1:
             raise ValueError(f"parallelism must be at least 1, got {self.parallelism}")
+
+
+def job_name(settings: Settings) -> str:
+    """
+    What a cluster calls the job.
+
+    >>> job_name(Settings(topic_prefix="a-"))
+    'a-features'
+    """
+    return f"{settings.topic_prefix}features"
 
 
 def beam_arguments(plan: RunPlan, job_name: str) -> list[str]:
@@ -74,7 +85,7 @@ def beam_arguments(plan: RunPlan, job_name: str) -> list[str]:
         case Runner.PRISM:
             own = [f"--job_endpoint={_server(plan).endpoint}", "--environment_type=LOOPBACK"]
         case Runner.FLINK:
-            own = _flink(_server(plan), plan.parallelism)
+            own = _flink_arguments(_server(plan), plan.parallelism)
         case Runner.DATAFLOW:
             # Splittable reads need the portable worker; its state is kept by the service.
             own = ["--experiments=use_runner_v2", "--enable_streaming_engine"]
@@ -87,11 +98,12 @@ def _server(plan: RunPlan) -> JobServer:
     return plan.server
 
 
-def _flink(server: JobServer, parallelism: int) -> list[str]:
-    if server.worker_command is None:
+def _flink_arguments(server: JobServer, parallelism: int) -> list[str]:
+    if server.worker_command is None or server.flink_master is None:
         raise Misconfigured(
-            "--runner flink needs --worker-command: the program that a TaskManager runs to have a "
-            "Python worker (`python -m features.harness` with the arguments that it is given)"
+            "--runner flink with --job-endpoint needs --flink-master (host:port of its REST API, "
+            "where a job is cancelled) and --worker-command (the program that a TaskManager runs "
+            "to have a Python worker: `python -m features.harness` with the arguments it is given)"
         )
     return [
         f"--job_endpoint={server.endpoint}",

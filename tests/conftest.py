@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import pytest
 
+from deploy import flink as flink_process
 from deploy import kafka as kafka_process
 from deploy import ports
 from deploy import registry as registry_process
@@ -19,6 +20,7 @@ from deploy.supervise import Service, Supervisor
 from ingest.clock import Clock, SystemClock
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
+from tests.flink_world import Cluster
 
 # A part that already runs may be used instead of a new one: TEST_KAFKA=127.0.0.1:19092.
 REUSE_KAFKA = "TEST_KAFKA"
@@ -95,6 +97,29 @@ def registry(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -
         )
         _start(supervisor, lambda: registry_process.service(options))
     return RegistryServer(url=options.url)
+
+
+@pytest.fixture(scope="session")
+def flink(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """A real Flink cluster of two TaskManagers, started when first asked for."""
+    directory = tmp_path_factory.mktemp("flink")
+    with ports.reserve(5) as reserved:
+        rest, rpc, blob, job, artifact = reserved.numbers
+        options = flink_process.FlinkOptions(
+            directory=directory,
+            cache_dir=Settings().cache_dir,
+            ports=flink_process.FlinkPorts(
+                rest=rest, rpc=rpc, blob=blob, job=job, artifact=artifact
+            ),
+        )
+        try:
+            services = flink_process.services(options, directory / "logs")
+        except Misconfigured as error:
+            missing(str(error))
+        supervisor.start_together(services)
+    return Cluster(
+        options=options, services=services, supervisor=supervisor, logs=directory / "logs"
+    )
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from features.catalog import CATALOG
 from features.outlets import NoOutlets
 from features.refold import RebuildParts
-from features.split import Split, SplitParts
+from features.split import Closing, Split, SplitParts
 from features.store import Lease, Update
 from features.store_memory import MemoryStore
 from features.worker import FeatureWorker, FoldRules
@@ -55,7 +55,9 @@ class World:
                 )
             )
 
-    def split(self, *, from_earliest: bool = False) -> Split:
+    def split(
+        self, *, from_earliest: bool = False, beside: Callable[[Split], Closing] | None = None
+    ) -> Split:
         rules = FoldRules(features=CATALOG, partitions=PARTITIONS)
         reader = ColumnReader(self.registry, UserEvent)
         return Split(
@@ -69,6 +71,7 @@ class World:
                 worker=FeatureWorker(self.store, reader, NoOutlets(), rules),
                 clock=ManualClock(),
                 from_earliest=from_earliest,
+                beside=beside,
             )
         )
 

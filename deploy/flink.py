@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,10 @@ from ingest.settings import Settings
 VERSION = "1.19.0"
 _ANSWER_TIMEOUT_S = 2.0
 _ROOT = Path(__file__).resolve().parent.parent  # where `features` is importable from
+# The jars by another name, for the job server. With each job it uploads what is on its class path,
+# 152 MB that go on to each TaskManager, all of which run from these very jars. Beam's scanner takes
+# what follows a `!` for a jar within a jar and leaves it out; Java does not mind it.
+_UNSTAGED = "jars!"
 _OPENED = (
     *("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio"),
     *("java.text", "java.time", "java.util", "java.util.concurrent", "sun.nio.ch"),
@@ -112,9 +116,11 @@ def services(options: FlinkOptions, logs: Path) -> tuple[Service, ...]:
     logs.mkdir(parents=True, exist_ok=True)
     (directory / "conf" / "config.yaml").write_text(config(options))
     _write_worker(directory, logs.resolve() / "flink-workers.log")
+    found = jars.fetch(options.cache_dir, jars.FLINK)
+    _link(directory / _UNSTAGED, found[0].parent.resolve())
     jvm = _Jvm(
         java=str(kafka.java()),
-        classpath=os.pathsep.join(map(str, jars.fetch(options.cache_dir, jars.FLINK))),
+        classpath=os.pathsep.join(map(str, found)),
         directory=directory,
     )
     return tuple(
@@ -171,7 +177,7 @@ def config(options: FlinkOptions) -> str:
         "restart-strategy.failure-rate.delay": "1 s",
         # A task that waits for its worker to start lets go when it is interrupted: 30 s by default.
         "task.cancellation.interval": 1_000,
-        # Jobs bring the jars that the cluster runs from: one copy of each class.
+        # The classes of the runner that the cluster was started with, whatever a job brings.
         "classloader.resolve-order": "parent-first",
     }
     return "".join(f"{key}: {value}\n" for key, value in values.items())
@@ -208,7 +214,7 @@ def _command(options: FlinkOptions, jvm: _Jvm, name: str) -> tuple[str, ...]:
             return jvm.command(main, "--configDir", conf, "--host", LOOPBACK)
         case "job-server":
             ports = options.ports
-            return jvm.command(
+            return replace(jvm, classpath=f"{jvm.directory / _UNSTAGED}/*").command(
                 f"{beam}.FlinkJobServerDriver",
                 f"--flink-master={LOOPBACK}:{ports.rest}",
                 f"--flink-conf-dir={conf}",
@@ -222,6 +228,11 @@ def _command(options: FlinkOptions, jvm: _Jvm, name: str) -> tuple[str, ...]:
                 *("--configDir", conf, f"-Dtaskmanager.resource-id={name}"),
                 options=("-XX:MaxDirectMemorySize=192m", "-XX:MaxMetaspaceSize=192m"),
             )
+
+
+def _link(path: Path, target: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
 
 
 def _worker(directory: Path) -> Path:

@@ -85,7 +85,7 @@ def planned(config: JobConfig, plan: RunPlan) -> beam.Pipeline:
         case Runner.PRISM | Runner.FLINK:
             runner = PortableRunner()
         case Runner.DATAFLOW:
-            runner = None  # built here, submitted by whoever has Google's libraries
+            runner = None  # Beam finds it by its name among the options
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(arguments))
     build(pipeline, config, plan)
     return pipeline
@@ -168,12 +168,12 @@ def _placed(share: JobConfig, at: int, parallelism: int) -> EventSource:
     """The read of one partition, which falls into the subtask whose turn it is."""
 
     def key(salt: int) -> bytes:
-        return _key(EventSource(share, salt=salt))
+        return element_key(EventSource(share, salt=salt))
 
     return EventSource(share, salt=salt_for(at % parallelism, parallelism, key))
 
 
-def _key(source: EventSource) -> bytes:
+def element_key(source: EventSource) -> bytes:
     """What Flink deals a read out by: its element as a worker encodes it, with its length."""
     coder = coders.registry.get_coder(EventSource)
     seen = coder.decode(coder.encode(source))

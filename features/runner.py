@@ -88,7 +88,10 @@ def beam_arguments(plan: RunPlan, job_name: str) -> list[str]:
             own = _flink_arguments(_server(plan), plan.parallelism)
         case Runner.DATAFLOW:
             # Splittable reads need the portable worker; its state is kept by the service.
-            own = ["--experiments=use_runner_v2", "--enable_streaming_engine"]
+            own = [
+                "--runner=DataflowRunner",
+                *("--experiments=use_runner_v2", "--enable_streaming_engine"),
+            ]
     return [*general, *own, *plan.beam_options]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -104,13 +104,11 @@ def flink(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> C
     """A real Flink cluster of two TaskManagers, started when first asked for."""
     directory = tmp_path_factory.mktemp("flink")
     with ports.reserve(5) as reserved:
-        rest, rpc, blob, job, artifact = reserved.numbers
+        names = [f.name for f in fields(flink_process.FlinkPorts)]
         options = flink_process.FlinkOptions(
             directory=directory,
             cache_dir=Settings().cache_dir,
-            ports=flink_process.FlinkPorts(
-                rest=rest, rpc=rpc, blob=blob, job=job, artifact=artifact
-            ),
+            ports=flink_process.FlinkPorts(**dict(zip(names, reserved.numbers, strict=True))),
         )
         try:
             services = flink_process.services(options, directory / "logs")

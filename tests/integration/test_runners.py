@@ -16,7 +16,11 @@ from tests.conftest import missing
 from tests.feature_world import Job, World, events, jobs, make_world
 from tests.flink_world import Cluster
 
-pytestmark = [pytest.mark.kafka, pytest.mark.valkey]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.valkey,
+    pytest.mark.timeout(600),  # a busy machine's Flink needs minutes to come up
+]
 
 EVENTS = 10_000
 TIMEOUT_S = 240.0  # a Flink job brings 152 MB of jars to each TaskManager

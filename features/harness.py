@@ -14,14 +14,14 @@ import os
 import sys
 import threading
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 from apache_beam.portability.api import (
     beam_provision_api_pb2,
     beam_provision_api_pb2_grpc,
     endpoints_pb2,
 )
 from apache_beam.runners.worker import sdk_worker_main
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
 
 PROVISION_TIMEOUT_S = 30.0
 ORPHANED = 9

@@ -26,7 +26,7 @@ from features.job import JobConfig
 from features.runner import Runner, RunPlan, beam_arguments, cause, job_name
 from features.source import Element, EventSource
 from features.split import POOL
-from schemas.errors import MillstreamError
+from schemas.errors import Misconfigured
 
 # A bundle's end is a self-checkpoint, of which runners keep something: at most one in 10 s.
 BUNDLE_S = 10.0
@@ -153,13 +153,14 @@ def submit(config: JobConfig, plan: RunPlan) -> Submitted:
     Hand the pipeline to a cluster.
 
     Raises:
-        MillstreamError: it was not taken.
+        Misconfigured: what this runner's client needs is not installed.
+        MillstreamError: the job was not taken.
     """
     pipeline = planned(config, plan)
     try:
         return Submitted(pipeline.run())
-    except MillstreamError:
-        raise
+    except ImportError as error:
+        raise Misconfigured(f"--runner {plan.runner}: {error}") from error
     except Exception as error:  # gRPC's, and whatever the job server's text became
         raise cause(f"{type(error).__name__}: {error}") from error
 

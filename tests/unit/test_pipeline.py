@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from apache_beam.options.pipeline_options import (
     GoogleCloudOptions,
@@ -14,6 +16,7 @@ from features.flink_keys import subtask
 from features.job import JobConfig
 from features.runner import JobServer, Runner, RunPlan
 from ingest.settings import Settings
+from schemas.errors import Misconfigured
 
 CONFIG = JobConfig(settings=Settings(topic_prefix="a-"), partitions=(0, 1, 2, 3))
 SERVER = JobServer(endpoint="127.0.0.1:1", flink_master="127.0.0.1:2", worker_command="/worker")
@@ -60,6 +63,13 @@ def test_a_pipeline_for_dataflow_is_built_with_its_options_and_not_submitted() -
     assert google.enable_streaming_engine
     assert options.view_as(WorkerOptions).num_workers == 2
     assert {"user-events-0-1-2-3", "fold-0-1-2-3"} <= _transforms(made)
+
+
+@pytest.mark.skipif(find_spec("apitools") is not None, reason="Google's client is installed")
+def test_without_googles_client_a_job_for_dataflow_is_refused_with_what_to_install() -> None:
+    plan = RunPlan(runner=Runner.DATAFLOW, beam_options=GOOGLE)
+    with pytest.raises(Misconfigured, match=r"--runner dataflow: .*apache_beam\[gcp\]"):
+        pipeline.submit(CONFIG, plan)
 
 
 def _transforms(made) -> set[str]:

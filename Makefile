@@ -18,9 +18,9 @@ help: ## what can be made
 setup: $(STAMP) ## everything from PyPI and Maven Central into .venv and the cache; idempotent
 
 # A linked .venv belongs to somebody else: it is used as it is, or dropped if it leads nowhere.
-$(STAMP): requirements.lock pyproject.toml deploy/kafka-jars.lock
+$(STAMP): requirements.lock pyproject.toml deploy/kafka-jars.lock deploy/flink-jars.lock
 	@if [ -L $(VENV) ] && [ -x $(BIN)/python ]; then \
-		echo "setup: $(VENV) is a link and is used as it is"; $(BIN)/python -m deploy.kafka; \
+		echo "setup: $(VENV) is a link and is used as it is"; $(MAKE) --no-print-directory fetch; \
 	else \
 		if [ -L $(VENV) ]; then rm $(VENV); fi; \
 		$(MAKE) --no-print-directory install && touch $(STAMP); fi
@@ -38,7 +38,15 @@ else
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 endif
+	$(MAKE) --no-print-directory fetch
+
+.PHONY: fetch
+fetch:
 	$(BIN)/python -m deploy.kafka
+	$(BIN)/python -m deploy.flink
+# Prism is built by Go (minutes, once); without it all but `--runner prism` works.
+	@if command -v go >/dev/null; then $(BIN)/python -m deploy.prism; \
+		else echo "setup: no Go here, so no Prism"; fi
 
 demo: setup ## the whole loop, live; HEADLESS=1: bounded, writes out/demo/report.json
 	$(BIN)/python -m deploy.cli demo $(if $(HEADLESS),--headless)
@@ -58,7 +66,7 @@ bench: setup ## measure; ONLY=name: one; writes out/bench/<name>.json
 soak: setup ## long runs and kills; ONLY=name, MINUTES=n; writes out/soak/<name>.json
 	MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest -m soak $(if $(ONLY),-k $(ONLY)) --timeout 0
 
-lock: ## resolve anew: requirements.lock and deploy/kafka-jars.lock
+lock: ## resolve anew: requirements.lock and the jars' locks under deploy/
 	$(or $(UV),$(BIN)/uv) pip compile --quiet --upgrade pyproject.toml --group dev --generate-hashes \
 		--no-annotate --no-header -o requirements.lock
 	$(BIN)/python -m deploy.jars

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import structlog
 import typer
 
 from deploy import own_version
+from features.runner import JobServer, Runner, serve_with
 from ingest.repartition_cli import rebuild_rows_with
 from ingest.replay_cli import watch_folds_with
 from ingest.settings import Settings
@@ -83,6 +85,7 @@ def options(
 def doctor(
     context: typer.Context,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download what is missing.")] = False,
+    runners: Annotated[bool, typer.Option("--runners", help="Also Prism and Flink.")] = False,
     as_json: Json = False,
 ) -> None:
     """
@@ -97,8 +100,10 @@ def doctor(
     if fetch:
         with err.status("fetching Kafka (45 MB, once)"):
             kafka.prepare(settings.cache_dir)
+    if fetch and runners:
+        _fetch_runners(settings)
     with err.status("looking"):
-        found = list(checks.examine(settings))
+        found = list(checks.examine(settings, runners=runners))
     if as_json:
         print_json([asdict(check) for check in found])
     else:
@@ -111,10 +116,20 @@ def doctor(
         raise typer.Exit(2)
 
 
+def _fetch_runners(settings: Settings) -> None:
+    from deploy import jars, prism  # noqa: PLC0415 - keeps --help quick
+
+    with err.status("fetching Flink (152 MB, once)"):
+        jars.fetch(settings.cache_dir, jars.FLINK)
+    with err.status("building Prism (minutes, once)"):
+        prism.build(settings.cache_dir)
+
+
 @stack_app.command("up")
 def stack_up(
     context: typer.Context,
     partitions: Annotated[int, typer.Option(min=1, help="Of every keyed topic.")] = 4,
+    flink: Annotated[bool, typer.Option("--flink", help="Also a small Flink cluster.")] = False,
     as_json: Json = False,
 ) -> None:
     """
@@ -128,7 +143,7 @@ def stack_up(
 
     settings: Settings = context.obj
     with err.status("starting") as spinner:
-        started = stack.up(settings, partitions, tell=spinner.update)
+        started = stack.up(settings, partitions, with_flink=flink, tell=spinner.update)
         spinner.update("creating topics")
         created = stack.create_topics(settings, partitions)
     if not as_json:
@@ -229,6 +244,8 @@ def build() -> typer.Typer:
             importlib.import_module(name).register(app)
     watch_folds_with(_fold_watch)
     rebuild_rows_with(_stored_rows)
+    serve_with(Runner.PRISM, _prism)
+    serve_with(Runner.FLINK, _flink)
     return app
 
 
@@ -242,6 +259,18 @@ def _stored_rows(settings: Settings) -> FoldedRows:
     from features.repartitioned import StoredRows  # noqa: PLC0415 - keeps --help quick
 
     return StoredRows(settings)
+
+
+def _prism(settings: Settings) -> AbstractContextManager[JobServer]:
+    from deploy import prism  # noqa: PLC0415 - keeps --help quick
+
+    return prism.serving(settings)
+
+
+def _flink(settings: Settings) -> AbstractContextManager[JobServer]:
+    from deploy import stack  # noqa: PLC0415 - keeps --help quick
+
+    return nullcontext(stack.flink_server(settings))
 
 
 def run(arguments: Sequence[str], commands: typer.Typer | None = None) -> int:

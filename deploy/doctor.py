@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from deploy import jars, kafka, valkey
+from deploy import flink, jars, kafka, prism, valkey
 from deploy.ports import holder, is_free
 from deploy.stack import parts, status
 from ingest.settings import Settings
@@ -38,9 +38,14 @@ class Check:
     remedy: str = ""  # what to do; only when not ok
 
 
-def examine(settings: Settings) -> Iterator[Check]:
-    """All checks, each as soon as it is known. Starts nothing and changes nothing."""
-    for check in _CHECKS:
+def examine(settings: Settings, *, runners: bool = False) -> Iterator[Check]:
+    """
+    All checks, each as soon as it is known. Starts nothing and changes nothing.
+
+    Args:
+        runners: also what other Beam runners than the one in this process need.
+    """
+    for check in _CHECKS + _RUNNER_CHECKS * runners:
         try:
             yield check(settings)
         except Misconfigured as error:
@@ -80,16 +85,34 @@ def _java(_: Settings) -> Check:
 
 
 def _jars(settings: Settings) -> Check:
-    lock = jars.LOCK_FILE.read_text()
-    directory = jars.folder(settings.cache_dir, lock)
+    return _jar_set("jars", f"Kafka {kafka.VERSION}", jars.KAFKA, settings, "45 MB, once")
+
+
+def _flink(settings: Settings) -> Check:
+    return _jar_set("flink", f"Flink {flink.VERSION}", jars.FLINK, settings, "152 MB, once")
+
+
+def _jar_set(name: str, what: str, of: jars.JarSet, settings: Settings, size: str) -> Check:
+    directory = jars.folder(settings.cache_dir, of)
     there = directory.is_dir()
     if there:
-        jars.verify(jars.parse_lock(lock), directory)
+        jars.verify(of, jars.parse_lock(of.lock()), directory)
     return Check(
-        name="jars",
+        name=name,
         ok=there,
-        found=f"Kafka {kafka.VERSION} in {directory}, verified" if there else f"not in {directory}",
-        remedy="run `millstream doctor --fetch` (45 MB, once)",
+        found=f"{what} in {directory}, verified" if there else f"not in {directory}",
+        remedy=f"run `{of.remedy}` ({size})",
+    )
+
+
+def _prism(settings: Settings) -> Check:
+    path = prism.binary(settings.cache_dir)
+    there = path.exists()
+    return Check(
+        name="prism",
+        ok=there,
+        found=f"{prism.version()} at {path}" if there else f"not at {path}",
+        remedy=prism.REMEDY,
     )
 
 
@@ -194,3 +217,4 @@ def _name(check: Callable[[Settings], Check]) -> str:
 _CHECKS: tuple[Callable[[Settings], Check], ...] = (
     *(_python, _wheels, _java, _jars, _valkey, _ports, _disk, _memory, _tensorflow, _settings),
 )
+_RUNNER_CHECKS: tuple[Callable[[Settings], Check], ...] = (_prism, _flink)

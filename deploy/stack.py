@@ -1,5 +1,6 @@
 """
-The parts that Millstream stands on, as processes of this machine: Kafka, Valkey, the registry.
+The parts that Millstream stands on, as processes of this machine: Kafka, Valkey, the registry, and
+if asked for a Flink cluster.
 
 They go on when the command that started them ends. `state.json` says which processes they are; a
 process that is gone, or whose pid has gone to another, counts as down.
@@ -13,13 +14,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from deploy import kafka, own_version, registry, valkey
-from deploy.ports import LOOPBACK, holder, is_free
+from deploy import flink, kafka, own_version, registry, valkey
+from deploy.ports import LOOPBACK, holder, is_free, reserve
 from deploy.supervise import Child, Service, start, stop, wait_ready
+from features.runner import JobServer
 from ingest.clock import Clock, SystemClock
 from ingest.settings import Settings, masked
 from schemas.errors import Misconfigured
@@ -27,6 +30,7 @@ from schemas.errors import Misconfigured
 _LOCAL = {LOOPBACK, "localhost"}
 # Everything that belongs to one life of the log; removed together or not at all.
 _DATA = ("kafka", "valkey", "registry", "archive", "models", "keys")
+_FLINK, _PORTS = "flink", "ports.json"
 _STOP_TIMEOUT_S = 30.0
 
 
@@ -120,6 +124,7 @@ def up(
     settings: Settings,
     partitions: int,
     *,
+    with_flink: bool = False,
     tell: Callable[[str], None] = lambda line: None,
     clock: Clock | None = None,
 ) -> list[str]:
@@ -137,6 +142,8 @@ def up(
     wanted = [part for part in parts(settings, partitions) if part.local]
     with _locked(settings.stack_dir):
         running = _read_state(settings.stack_dir)
+        if with_flink:
+            wanted += flink_parts(_flink_options(settings) or _new_flink_options(settings))
         _check(wanted, running)
         started: dict[str, tuple[Service, Child]] = {}
         for part in wanted:
@@ -183,6 +190,7 @@ def down(
             child = running.pop(name).child
             stopped[name] = stop(child, timeout_s=_STOP_TIMEOUT_S, clock=clock)
             _write_state(root, running)
+        shutil.rmtree(root / _FLINK, ignore_errors=True)  # scratch, and the ports it had
         if delete_data:
             for name in _DATA:
                 shutil.rmtree(root / name, ignore_errors=True)
@@ -192,7 +200,43 @@ def down(
 def status(settings: Settings) -> list[PartStatus]:
     """How each part is now. Changes nothing."""
     running = _read_state(settings.stack_dir)
-    return [_status(part, running.get(part.name)) for part in parts(settings, partitions=1)]
+    found = list(parts(settings, partitions=1))
+    options = _flink_options(settings)
+    if options is not None:
+        found += flink_parts(options)
+    return [_status(part, running.get(part.name)) for part in found]
+
+
+def flink_parts(options: flink.FlinkOptions) -> list[Part]:
+    """The processes of a Flink cluster in the order of their start."""
+    logs = options.directory.parent / "logs"
+    services = cache(lambda: {one.name: one for one in flink.services(options, logs)})
+    return [
+        Part(
+            name=name,
+            setting="",
+            address=flink.address(options, name),
+            host=LOOPBACK,
+            ports=(),  # chosen free when the cluster was first asked for
+            version=lambda: f"Apache Flink {flink.VERSION}",
+            service=lambda name=name: services()[name],
+            answers=partial(flink.answers, options, name),
+        )
+        for name in options.processes
+    ]
+
+
+def flink_server(settings: Settings) -> JobServer:
+    """
+    The job server of this stack's Flink.
+
+    Raises:
+        Misconfigured: the stack has no Flink, or it does not answer.
+    """
+    options = _flink_options(settings)
+    if options is None or not flink.answers(options, "job-server"):
+        raise Misconfigured("Flink is not up: run `millstream stack up --flink`")
+    return options.server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +301,32 @@ def _address(setting: str, url: str) -> tuple[str, int]:
     if not host or not port:
         raise Misconfigured(f"{setting} needs a host and a port, got {url!r}")
     return host, port
+
+
+def _flink_options(settings: Settings) -> flink.FlinkOptions | None:
+    """Of the cluster that was asked for; None if there is none."""
+    try:
+        written = json.loads((settings.stack_dir / _FLINK / _PORTS).read_text())
+    except FileNotFoundError:
+        return None
+    return _flink_on(settings, flink.FlinkPorts(**written))
+
+
+def _new_flink_options(settings: Settings) -> flink.FlinkOptions:
+    """On ports that are free now, which are written down: what is started later finds the rest."""
+    names = [f.name for f in fields(flink.FlinkPorts)]
+    with reserve(len(names)) as reserved:
+        ports = flink.FlinkPorts(**dict(zip(names, reserved.numbers, strict=True)))
+    directory = settings.stack_dir / _FLINK
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _PORTS).write_text(json.dumps(asdict(ports)) + "\n")
+    return _flink_on(settings, ports)
+
+
+def _flink_on(settings: Settings, ports: flink.FlinkPorts) -> flink.FlinkOptions:
+    return flink.FlinkOptions(
+        directory=settings.stack_dir / _FLINK, cache_dir=settings.cache_dir, ports=ports
+    )
 
 
 def _state_file(root: Path) -> Path:

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -278,6 +278,19 @@ class Supervisor:
             wait_ready(one.service, one.child, self._clock)
         except BaseException:
             self.stop(name)
+            raise
+
+    def start_together(self, services: Sequence[Service]) -> None:
+        """Start services that wait for one another, and return when all of them answer."""
+        for service in services:
+            self.begin(service)
+        try:
+            for service in services:
+                self.wait(service.name)
+        except BaseException:
+            for service in reversed(services):
+                if service.name in self._running:
+                    self.stop(service.name)
             raise
 
     def run(self, service: Service) -> None:

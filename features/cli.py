@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features import audit_cli
+from features.runner import JobServer, Runner, RunPlan
 from ingest.terminal import Json, err, out, print_json, print_table
-from schemas.errors import Misconfigured
 
 if TYPE_CHECKING:
     from features.show import ShownUser
@@ -30,25 +30,53 @@ def register(app: typer.Typer) -> None:
 
 
 @features_app.command("run")
-def run(
+def run(  # noqa: PLR0917 - as many parameters as options
     context: typer.Context,
-    runner: Annotated[str, typer.Option(help="Beam runner: fnapi (this process).")] = "fnapi",
+    runner: Annotated[Runner, typer.Option(help="Beam runner.")] = Runner.FNAPI,
+    parallelism: Annotated[int, typer.Option(min=1, help="Shares folded side by side.")] = 1,
+    job_endpoint: Annotated[
+        str | None, typer.Option(help="Another job server than this machine's, host:port.")
+    ] = None,
+    flink_master: Annotated[
+        str | None, typer.Option(help="With --job-endpoint: Flink's REST API, host:port.")
+    ] = None,
+    worker_command: Annotated[
+        str | None, typer.Option(help="With --job-endpoint: what TaskManagers run as a worker.")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics here.")] = None,
     from_earliest: Annotated[
         bool, typer.Option("--from-earliest", help="Begin although the log's head is gone.")
     ] = False,
     publish: Annotated[bool, typer.Option(help="Send item partials to item-features.")] = True,
+    beam_options: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: Beam's own options.")
+    ] = None,
 ) -> None:
     """
     Fold user-events into rows until SIGTERM; a restart resumes where the store stands.
 
-    Example: `millstream features run --metrics-port 9101`
+    Example: `millstream features run --runner flink --parallelism 2`
     """
     from features.run import RunOptions, run_job  # noqa: PLC0415
 
-    if runner != "fnapi":
-        raise Misconfigured(f"--runner {runner}: this build knows only fnapi")
-    options = RunOptions(metrics_port=metrics_port, from_earliest=from_earliest, publish=publish)
+    server = (
+        None
+        if job_endpoint is None
+        else JobServer(
+            endpoint=job_endpoint, flink_master=flink_master, worker_command=worker_command
+        )
+    )
+    options = RunOptions(
+        plan=RunPlan(
+            runner=runner,
+            parallelism=parallelism,
+            server=server,
+            beam_options=tuple(beam_options or ()),
+        ),
+        metrics_port=metrics_port,
+        from_earliest=from_earliest,
+        publish=publish,
+    )
     run_job(context.obj, options, lambda text: err.print(f"ready: {text}", highlight=False))
 
 

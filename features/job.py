@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from features.catalog import CATALOG
 from features.disk import place
 from features.hot_rows import HotRows
 from features.outlets import KafkaOutlets
 from features.past_log import PastLog, PastSource
-from features.publish import Publisher, PublishTarget
+from features.publish import Publisher, PublisherThread, PublishTarget
 from features.redis_store import RedisStore
 from features.refold import RebuildParts
 from features.split import Split, SplitParts
@@ -39,6 +40,7 @@ class JobConfig:
     settings: Settings
     partitions: tuple[int, ...]
     from_earliest: bool = False
+    publish: bool = False  # send item partials to item-features
 
     @property
     def name(self) -> str:
@@ -57,7 +59,9 @@ class JobConfig:
         return [replace(self, partitions=share) for share in shares if share]
 
 
-def job_config(settings: Settings, *, from_earliest: bool = False) -> JobConfig:
+def job_config(
+    settings: Settings, *, from_earliest: bool = False, publish: bool = False
+) -> JobConfig:
     """
     The job over all partitions.
 
@@ -67,7 +71,10 @@ def job_config(settings: Settings, *, from_earliest: bool = False) -> JobConfig:
     log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
     partitions = check_partitions(log, Topics(settings.topic_prefix))
     return JobConfig(
-        settings=settings, partitions=tuple(range(partitions)), from_earliest=from_earliest
+        settings=settings,
+        partitions=tuple(range(partitions)),
+        from_earliest=from_earliest,
+        publish=publish,
     )
 
 
@@ -111,9 +118,18 @@ def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
             clock=clock,
             metrics=metrics,
             from_earliest=config.from_earliest,
+            beside=partial(_publishing, settings) if config.publish else None,
             closing=(producer, store),
         )
     )
+
+
+def _publishing(settings: Settings, split: Split) -> PublisherThread:
+    """Only once the partitions are ours may an older publisher of theirs be fenced."""
+    publisher = open_publisher(settings, split.owns)
+    thread = PublisherThread(publisher, split.partitions, split.fail)
+    thread.start()
+    return thread
 
 
 def open_publisher(settings: Settings, owns: Callable[[int], bool]) -> Publisher:

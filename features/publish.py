@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 EVERY_S = 0.25
 MAX_ITEMS = 2_000  # of one transaction
+LAST_ROUND_S = 10.0
 
 
 def item_key(item_id: str, partition: int, fingerprint: str) -> bytes:
@@ -163,10 +164,10 @@ class PublisherThread:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, timeout_s: float) -> None:
+    def close(self) -> None:
         """Publish what is left and end; an error then is left for the next start."""
         self._stop.set()
-        self._thread.join(timeout_s)
+        self._thread.join(LAST_ROUND_S)
 
     def _run(self) -> None:
         try:

@@ -1,27 +1,34 @@
-"""`millstream features run`: the pipeline, its publisher and its metrics in one process."""
+"""`millstream features run`: the pipeline, its publisher and its metrics, here or on a cluster."""
 
 from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
-from features.job import JobConfig, job_config, open_publisher
-from features.publish import PublisherThread
+from features.flink_rest import JobManager
+from features.job import JobConfig, job_config, open_store
+from features.runner import Runner, RunPlan, job_name, local_server
 from features.split import POOL, Split
+from ingest.clock import SystemClock
 from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
+from schemas.errors import Misconfigured
 
-STOP_S = 10.0
+# How often a cluster's job is looked at until it has claimed all partitions.
+LOOK_S = 0.25
+CANCEL_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """What the command line chooses."""
 
+    plan: RunPlan = field(default_factory=RunPlan)
     metrics_port: int | None = None
     from_earliest: bool = False
     publish: bool = True
@@ -34,47 +41,99 @@ def run_job(settings: Settings, options: RunOptions, on_ready: Callable[[str], N
     Raises:
         MillstreamError: what ended the job.
     """
+    if options.metrics_port is not None and not options.plan.runner.here:
+        raise Misconfigured(
+            f"--metrics-port: with --runner {options.plan.runner} nothing is folded in this process"
+        )
     # Beam warns of Google's clients, which are not wanted here, each time it is loaded.
     logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
+    config = job_config(settings, from_earliest=options.from_earliest, publish=options.publish)
+    with ExitStack() as ending:
+        plan = options.plan
+        if plan.runner in (Runner.PRISM, Runner.FLINK) and plan.server is None:
+            server = ending.enter_context(local_server(plan.runner, settings))
+            plan = replace(plan, server=server)
+        if plan.runner.here:
+            _fold_here(config, plan, options.metrics_port, on_ready)
+        else:
+            _fold_there(config, plan, on_ready)
+
+
+def _fold_here(
+    config: JobConfig, plan: RunPlan, metrics_port: int | None, on_ready: Callable[[str], None]
+) -> None:
     from features import pipeline  # noqa: PLC0415 - Beam takes seconds to load
 
-    config = job_config(settings, from_earliest=options.from_earliest)
+    claimed: set[int] = set()
+
+    def opened(split: Split) -> None:
+        claimed.update(split.partitions)
+        if len(claimed) == len(config.partitions):
+            on_ready(f"features of {len(claimed)} partitions")
+
     with ExitStack() as ending:
-        if options.metrics_port is not None:
+        if metrics_port is not None:
             metrics = PrometheusMetrics()
             POOL.metrics = metrics
-            ending.enter_context(metrics.served(options.metrics_port))
-
-        def opened(split: Split) -> None:
-            # Only now are the partitions ours: an older publisher of theirs may be fenced.
-            if options.publish:
-                ending.enter_context(_publishing(config, split))
-            on_ready(f"features of {len(config.partitions)} partitions")
-
+            ending.enter_context(metrics.served(metrics_port))
         POOL.on_open = opened
-        ending.enter_context(_signals())
-        pipeline.run(config)
+        ending.enter_context(_signals(POOL.stop))
+        pipeline.run_here(config, plan)
+
+
+def _fold_there(config: JobConfig, plan: RunPlan, on_ready: Callable[[str], None]) -> None:
+    from features import pipeline  # noqa: PLC0415 - Beam takes seconds to load
+
+    stopping = threading.Event()
+    with _signals(stopping.set), _alone(config, plan):
+        before = _epochs(config)
+        job = pipeline.submit(config, plan)
+        ready = False
+        while not (stopping.is_set() or job.ended(LOOK_S)):
+            if not ready and all(now > before[p] for p, now in _epochs(config).items()):
+                ready = True
+                on_ready(f"features of {len(config.partitions)} partitions on {plan.runner}")
+        if stopping.is_set():
+            job.cancel()
 
 
 @contextmanager
-def _publishing(config: JobConfig, split: Split) -> Iterator[None]:
-    publisher = open_publisher(config.settings, split.owns)
-    thread = PublisherThread(publisher, config.partitions, POOL.fail)
-    thread.start()
+def _alone(config: JobConfig, plan: RunPlan) -> Iterator[None]:
+    """
+    No other Flink job of this one's name: none that lost its submitter, and none left behind.
+
+    Two jobs over the same partitions would take them from one another without end.
+    """
+    master = plan.server.flink_master if plan.server else None
+    if master is None:
+        yield
+        return
+    flink, name, clock = JobManager(master), job_name(config.settings), SystemClock()
+    flink.cancel(name, CANCEL_S, clock)
     try:
         yield
     finally:
-        thread.stop(STOP_S)
+        flink.cancel(name, CANCEL_S, clock)
+
+
+def _epochs(config: JobConfig) -> dict[int, int]:
+    """Of each partition's lease: a worker that claims it makes it larger."""
+    store = open_store(config.settings)
+    try:
+        found = store.positions(config.partitions)
+    finally:
+        store.close()
+    return {p: 0 if one is None else one.epoch for p, one in found.items()}
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
     """SIGTERM and SIGINT end the job cleanly."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        POOL.stop()
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
 
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

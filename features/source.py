@@ -34,9 +34,11 @@ class Element(NamedTuple):
 class EventSource(UnboundedSource):
     """User-events of some partitions; `splits` readers share them out."""
 
-    def __init__(self, config: JobConfig, splits: int = 1) -> None:
+    def __init__(self, config: JobConfig, splits: int = 1, salt: int = 0) -> None:
+        """`salt` only makes another key of the same source (`features.flink_keys`)."""
         self.config = config
         self.splits = splits
+        self.salt = salt
 
     def split(self, desired_num_splits: int, options: Any = None) -> list[EventSource]:
         return [EventSource(part) for part in self.config.split(self.splits)]

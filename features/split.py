@@ -53,6 +53,8 @@ class SplitParts:
     clock: Clock
     metrics: Metrics | None = None
     from_earliest: bool = False  # begin although the head of the log is gone
+    # Started once the partitions are claimed, ended first: what runs beside the fold.
+    beside: Callable[[Split], Closing] | None = None
     closing: tuple[Closing, ...] = ()
 
 
@@ -63,6 +65,13 @@ class Split:
         self._parts = parts
         self._stop = threading.Event()
         self._epochs: dict[int, int] = {}
+        self._beside: Closing | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """Whose events it folds."""
+        return self._parts.partitions
 
     def open(self) -> None:
         """
@@ -88,6 +97,8 @@ class Split:
             self._epochs[partition] = lease.position.epoch
             starts[TopicPartition(parts.topic, partition)] = lease.position.next_offset
         parts.source.assign(starts)
+        if parts.beside is not None:
+            self._beside = parts.beside(self)
 
     def owns(self, partition: int) -> bool:
         """Whether the lease that `open` took still holds."""
@@ -95,7 +106,14 @@ class Split:
         return stored is not None and stored.epoch == self._epochs[partition]
 
     def poll(self, timeout_s: float) -> RecordBatch | None:
-        """The next batch of any partition; None when nothing came."""
+        """
+        The next batch of any partition; None when nothing came.
+
+        Raises:
+            MillstreamError: what runs beside the fold has failed.
+        """
+        if self._failure is not None:
+            raise self._failure
         return self._parts.source.poll(MAX_RECORDS, timeout_s)
 
     def handle(self, batch: RecordBatch) -> Counts:
@@ -125,9 +143,17 @@ class Split:
         """End the waiting of `handle` with its error."""
         self._stop.set()
 
+    def fail(self, error: BaseException) -> None:
+        """Let the next `poll` raise the error of what runs beside the fold."""
+        self._failure = self._failure or error
+        self.stop()
+
     def close(self) -> None:
         """Give everything up. Idempotent."""
         self._stop.set()
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
         self._parts.source.close()
         for part in self._parts.closing:
             part.close()
@@ -288,11 +314,6 @@ class Pool:
         self.stopping.set()
         for split in list(self._splits.values()):
             split.stop()
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error of a thread beside the pipeline."""
-        self.failure = self.failure or error
-        self.stop()
 
     def reset(self) -> None:
         """Close everything and start afresh."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from deploy import flink as flink_process
 from deploy import kafka as kafka_process
 from deploy import ports
 from deploy import registry as registry_process
@@ -20,6 +21,7 @@ from deploy.supervise import Service, Supervisor
 from ingest.clock import Clock, SystemClock
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
+from tests.flink_world import Cluster
 
 # A part that already runs may be used instead of a new one: TEST_KAFKA=127.0.0.1:19092.
 REUSE_KAFKA = "TEST_KAFKA"
@@ -122,6 +124,27 @@ def registry(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -
     return RegistryServer(url=options.url)
 
 
+@pytest.fixture(scope="session")
+def flink(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """A real Flink cluster of two TaskManagers, started when first asked for."""
+    directory = tmp_path_factory.mktemp("flink")
+    with ports.reserve(5) as reserved:
+        names = [f.name for f in fields(flink_process.FlinkPorts)]
+        options = flink_process.FlinkOptions(
+            directory=directory,
+            cache_dir=Settings().cache_dir,
+            ports=flink_process.FlinkPorts(**dict(zip(names, reserved.numbers, strict=True))),
+        )
+        try:
+            services = flink_process.services(options, directory / "logs")
+        except Misconfigured as error:
+            missing(str(error))
+        supervisor.start_together(services)
+    return Cluster(
+        options=options, services=services, supervisor=supervisor, logs=directory / "logs"
+    )
+
+
 @pytest.fixture
 def unique_name() -> Callable[[str], str]:
     """`unique_name("events")` -> a topic, group or key prefix that nobody else uses."""
@@ -160,10 +183,10 @@ def _started(start: Callable[[], object]) -> None:
     try:
         start()
     except Misconfigured as error:
-        _missing(str(error))
+        missing(str(error))
 
 
-def _missing(problem: str) -> NoReturn:
+def missing(problem: str) -> NoReturn:
     """A part that is not there: an error where everything must be (CI), else a skip."""
     message = f"{problem} (to get everything: `make setup`)"
     if os.environ.get("CI") == "true":  # noqa: TID251

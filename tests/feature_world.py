@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +154,7 @@ def make_world(kafka: Any, valkey: Any, registry: Any, prefix: str) -> World:
 class Job:
     """`millstream features run` as a process, its standard error in a file."""
 
-    def __init__(self, world: World, log_file: Path) -> None:
+    def __init__(self, world: World, log_file: Path, options: Sequence[str] = ()) -> None:
         settings = world.settings
         self._log_file = log_file
         with log_file.open("ab") as log:
@@ -165,7 +165,7 @@ class Job:
                     *("--registry-url", settings.registry_url),
                     *("--redis-url", settings.redis_url),
                     *("--prefix", settings.topic_prefix),
-                    *("features", "run"),
+                    *("features", "run", *options),
                 ],
                 stdout=log,
                 stderr=log,
@@ -183,12 +183,12 @@ class Job:
 
 
 @contextmanager
-def jobs(world: World, directory: Path) -> Iterator[Callable[[], Job]]:
-    """Starts jobs; whatever still runs at the end is killed."""
+def jobs(world: World, directory: Path) -> Iterator[Callable[..., Job]]:
+    """Starts jobs with the options given; whatever still runs at the end is killed."""
     started: list[Job] = []
 
-    def start() -> Job:
-        started.append(Job(world, directory / f"job-{len(started)}.log"))
+    def start(*options: str) -> Job:
+        started.append(Job(world, directory / f"job-{len(started)}.log", options))
         return started[-1]
 
     try:

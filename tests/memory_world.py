@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from features.catalog import CATALOG
 from features.hot_rows import HotRows
 from features.outlets import NoOutlets
 from features.refold import RebuildParts
-from features.split import Split, SplitParts
+from features.split import Closing, Split, SplitParts
 from features.store import Lease, Update
 from features.store_memory import MemoryStore
 from features.worker import FeatureWorker, FoldRules
@@ -65,7 +65,9 @@ class World:
                 )
             )
 
-    def split(self, *, from_earliest: bool = False) -> Split:
+    def split(
+        self, *, from_earliest: bool = False, beside: Callable[[Split], Closing] | None = None
+    ) -> Split:
         rules = FoldRules(features=CATALOG, partitions=PARTITIONS)
         reader = ColumnReader(self.registry, UserEvent)
         writer = HotRows(self.store)
@@ -80,6 +82,7 @@ class World:
                 worker=FeatureWorker(writer, reader, NoOutlets(), rules),
                 clock=self.clock,
                 from_earliest=from_earliest,
+                beside=beside,
             )
         )
 

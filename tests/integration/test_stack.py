@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,15 @@ from deploy import cli, stack
 from deploy.ports import reserve
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
+from tests.conftest import missing
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey]
+
+ELSEWHERE = Settings(
+    bootstrap_servers="kafka.example:9092",
+    redis_url="redis://store.example:6379/0",
+    registry_url="http://schemas.example:8081",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("MILLSTREAM_STACK_DIR", str(settings.stack_dir))
     yield Place(settings=settings)
     stack.down(settings)
+
+
+def _state(settings: Settings, name: str) -> str:
+    return next(part.state for part in stack.status(settings) if part.name == name)
 
 
 def ask_valkey(settings: Settings, *words: str) -> bytes:
@@ -121,13 +132,39 @@ def test_a_taken_port_is_told_with_its_holder_and_the_way_out(place: Place) -> N
     assert not (place.settings.stack_dir / "kafka").exists()
 
 
+@pytest.mark.timeout(600)  # four processes of Java, on a busy machine
+def test_a_flink_cluster_goes_up_with_the_stack_is_seen_and_goes_down_with_it(
+    tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    settings = replace(ELSEWHERE, stack_dir=tmp_path / "stack")
+    names = ["jobmanager", "taskmanager-1", "taskmanager-2", "job-server"]
+    with pytest.raises(Misconfigured, match="stack up --flink"):
+        stack.flink_server(settings)
+    try:
+        try:
+            assert stack.up(settings, 2, with_flink=True) == names
+        except Misconfigured as error:
+            missing(str(error))
+        first = {part.name: part for part in stack.status(settings)}
+        assert [first[name].state for name in names] == ["up"] * 4
+        server = stack.flink_server(settings)
+        assert first["job-server"].address == server.endpoint
+        assert first["jobmanager"].address == f"http://{server.flink_master}"
+
+        killed = first["taskmanager-2"].pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: _state(settings, "taskmanager-2") == "down")
+        assert stack.up(settings, 2, with_flink=True) == ["taskmanager-2"]
+        assert stack.flink_server(settings) == server
+    finally:
+        stopped = stack.down(settings)
+    assert list(stopped) == ["taskmanager-2", "job-server", "taskmanager-1", "jobmanager"]
+    assert [part.name for part in stack.status(settings)] == ["kafka", "valkey", "registry"]
+
+
 def test_a_part_that_runs_elsewhere_is_left_alone(place: Place, tmp_path: Path) -> None:
-    far = Settings(
-        bootstrap_servers="kafka.example:9092",
-        redis_url="redis://store.example:6379/0",
-        registry_url="http://schemas.example:8081",
-        stack_dir=tmp_path / "far",
-    )
+    far = replace(ELSEWHERE, stack_dir=tmp_path / "far")
     assert stack.up(far, 2) == []
     assert [part.state for part in stack.status(far)] == ["elsewhere"] * 3
 

@@ -114,3 +114,42 @@ def test_a_split_that_cannot_be_opened_leaves_its_error_behind(
     with pytest.raises(Exception, match="features rebuild"):
         pool.get("s", world.split)
     assert pool.failure is not None
+
+
+class Beside:
+    """What runs beside a fold: says when it began and ended."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def close(self) -> None:
+        self._told.append("ended")
+
+
+def test_what_runs_beside_begins_once_the_partitions_are_claimed_and_ends_with_the_split(
+    world: World,
+) -> None:
+    told: list[str] = []
+
+    def begin(split: Split) -> Beside:
+        told.append(f"owns {[p for p in split.partitions if split.owns(p)]}")
+        return Beside(told)
+
+    split = world.split(beside=begin)
+    split.open()
+    split.close()
+    split.close()
+    assert told == ["owns [0, 1]", "ended"]
+
+
+def test_a_failure_beside_the_fold_is_the_splits_own(world: World) -> None:
+    pool = Pool()
+    split = pool.get("s", world.split)
+    split.fail(PositionMoved("fenced"))
+    split.fail(PositionMoved("again"))
+    with pytest.raises(PositionMoved, match="fenced"), pool.using("s") as found:
+        found.poll(0)
+    assert isinstance(pool.failure, PositionMoved)
+    # The next one has a new life, as after any other failure: a cluster starts its tasks again.
+    assert drained(pool.get("s", world.split)) == 100
+    pool.reset()

@@ -22,7 +22,8 @@ PACKAGES = ("schemas", "ingest", "features", "inference", "retrain", "deploy")
 # import contract may load them, and what those are used by only inside functions.
 HEAVY = ("tensorflow", "keras", "apache_beam")
 MAY_LOAD_HEAVY = {
-    *("features.batch_pipeline", "features.pipeline", "features.source", "features.tfrecord"),
+    *("features.batch_pipeline", "features.harness", "features.pipeline", "features.source"),
+    "features.tfrecord",
     *("inference.savedmodel", "retrain.network", "retrain.train", "retrain.export"),
     *("deploy.demo.audit", "deploy.demo.compare"),  # ask the models again, at the demo's end
 }

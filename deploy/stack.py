@@ -219,7 +219,7 @@ def flink_parts(options: flink.FlinkOptions) -> list[Part]:
             host=LOOPBACK,
             ports=(),  # chosen free when the cluster was first asked for
             version=lambda: f"Apache Flink {flink.VERSION}",
-            service=lambda name=name: services()[name],
+            service=partial(lambda at: services()[at], name),
             answers=partial(flink.answers, options, name),
         )
         for name in options.processes

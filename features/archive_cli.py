@@ -185,6 +185,7 @@ def backfill(
     policy = BackfillPolicy.of_interactions() if interactions else BackfillPolicy()
     window_ms = _join_policy(settings.profile, window_s, None, None).window_ms
     policy = replace(policy, window_ms=window_ms, surfaces=tuple(surface or ()))
+    root = place(archive_dir or settings.archive_dir)
     if rows or verify or rows_dir or from_files or dataset or runner:
         from features import backfill_cli
 
@@ -198,10 +199,9 @@ def backfill(
             runner=runner,
             beam_options=tuple(beam_option or ()),
         )
-        root = archive_dir or settings.archive_dir
         backfill_cli.backfill(settings, options, policy, root, as_json=as_json)
         return
-    root, topics = place(archive_dir or settings.archive_dir), Topics(settings.topic_prefix)
+    topics = Topics(settings.topic_prefix)
     log = PastLog(KafkaLog(settings.bootstrap_servers, settings.timeout_s), root, topics)
     records = sum(end - start for start, end in log.bounds(topics.user_events).values())
     with (
@@ -256,7 +256,7 @@ def compact(
 
     def passes(stop: threading.Event) -> None:
         while True:
-            found = {}
+            found: dict[str, Tidied] = {}
             for kind, partition in _partitions(root):
                 done = tidy(root, kind, partition, policy, clock)
                 found[kind] = found.get(kind, Tidied()) + done

@@ -22,6 +22,7 @@ from features.batch_job import (
 )
 from features.batch_reports import Reports
 from features.catalog import CATALOG
+from features.disk import Place
 from features.event_files import archived, container_files
 from features.event_tables import DatasetTable, ParquetTable, Tables
 from ingest.kafka import KafkaLog
@@ -55,7 +56,7 @@ class BatchOptions:
 
 
 def backfill(
-    settings: Settings, options: BatchOptions, policy: BackfillPolicy, root: Path, *, as_json: bool
+    settings: Settings, options: BatchOptions, policy: BackfillPolicy, root: Place, *, as_json: bool
 ) -> None:
     """
     Fold rows and partials, or write examples, of the input that the options name.
@@ -74,10 +75,10 @@ def backfill(
 
 
 def _rows(
-    given: Input, settings: Settings, options: BatchOptions, root: Path, *, as_json: bool
+    given: Input, settings: Settings, options: BatchOptions, root: Place, *, as_json: bool
 ) -> None:
     target = _target(settings, options)
-    with _working(given, root, options) as (folder, work):
+    with _working(given, _shared(root, settings), options) as (folder, work):
         found = fold_rows(given, target, work, Reports(folder=folder))
     if as_json:
         print_json({"partitions": found})
@@ -97,12 +98,12 @@ def _examples(
     settings: Settings,
     options: BatchOptions,
     policy: BackfillPolicy,
-    root: Path,
+    root: Place,
     *,
     as_json: bool,
 ) -> None:
     opening = FromSettings(settings=settings)
-    with _working(given, root, options) as (folder, work):
+    with _working(given, _shared(root, settings), options) as (folder, work):
         parts = ExampleParts(
             features=CATALOG,
             opening=opening,
@@ -168,10 +169,15 @@ def _target(settings: Settings, options: BatchOptions) -> Target:
     return IntoStore(features=CATALOG, opening=opening)
 
 
+def _shared(root: Place, settings: Settings) -> Path:
+    """Where the workers leave what they found: beside a local archive."""
+    return root if isinstance(root, Path) else settings.stack_dir
+
+
 @contextmanager
-def _working(given: Input, root: Path, options: BatchOptions) -> Iterator[tuple[Path, Work]]:
+def _working(given: Input, shared: Path, options: BatchOptions) -> Iterator[tuple[Path, Work]]:
     """A folder for what the workers leave, and who does the work, with a progress bar."""
-    with scratch(root) as folder, progress("events", given.origin.records) as tell:
+    with scratch(shared) as folder, progress("events", given.origin.records) as tell:
         yield folder, Work(runner=options.runner, options=options.beam_options, tell=tell)
 
 

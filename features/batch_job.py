@@ -30,6 +30,7 @@ from features.batch_examples import (
 from features.batch_fold import FOLD, FoldStep, Target
 from features.batch_reports import Reports
 from features.catalog import CATALOG
+from features.disk import Place, place
 from features.event_tables import Tables, table_recordings
 from features.fit import EventReader
 from features.job import open_store
@@ -71,7 +72,7 @@ class FromSettings:
                 registry=self.registry(),
                 topics=Topics(settings.topic_prefix),
                 features=CATALOG,
-                root=settings.archive_dir,
+                root=place(settings.archive_dir),
             )
             return read_catalogue(parts)
 
@@ -137,7 +138,7 @@ def fold_rows(given: Input, target: Target, work: Work, reports: Reports) -> lis
     return reports.results()
 
 
-def make_examples(given: Input, parts: ExampleParts, work: Work, root: Path) -> Manifest:
+def make_examples(given: Input, parts: ExampleParts, work: Work, root: Place) -> Manifest:
     """
     Write the examples of an input into the archive, as `features.backfill` does.
 

@@ -63,8 +63,9 @@ def test_every_error_is_in_its_drawing_under_its_parent() -> None:
     assert drawn == defined
 
 
-# Not told to any caller: a simulated death must not be caught, a fault becomes an HTTP answer.
-OUTSIDE_THE_TREE = {"Crash", "RegistryFault"}
+# Not told to any caller: a simulated death must not be caught, a fault becomes an HTTP answer, a
+# redirection is followed.
+OUTSIDE_THE_TREE = {"Crash", "Redirected", "RegistryFault"}
 
 
 def test_no_module_outside_the_tree_of_errors_defines_an_error() -> None:

@@ -42,7 +42,7 @@ Address: TypeAlias = tuple[str, int]  # host and port
 SETTING = "MILLSTREAM_REDIS_URL"
 # A batch of rows comes in a few reads instead of one for every 64 kB.
 READ_BYTES = 1 << 20
-_PACKER = HiredisRespSerializer()
+_PACKER: Any = HiredisRespSerializer()  # its annotations are wrong
 _CLUSTER = "+cluster://"
 _ALERT = "ALERT"  # in what TLS says when the other side refuses us
 _FORBIDDEN = "NOPERM"  # also inside the error of a whole transaction

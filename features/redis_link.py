@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from hiredis import pack_command
 from redis.backoff import NoBackoff
-from redis.connection import Connection, ConnectionPool
+from redis.connection import Connection, ConnectionPool, HiredisRespSerializer
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
@@ -43,6 +42,7 @@ Address: TypeAlias = tuple[str, int]  # host and port
 SETTING = "MILLSTREAM_REDIS_URL"
 # A batch of rows comes in a few reads instead of one for every 64 kB.
 READ_BYTES = 1 << 20
+_PACKER: Any = HiredisRespSerializer()  # its annotations are wrong
 _CLUSTER = "+cluster://"
 _ALERT = "ALERT"  # in what TLS says when the other side refuses us
 _FORBIDDEN = "NOPERM"  # also inside the error of a whole transaction
@@ -178,13 +178,12 @@ def packed(commands: Sequence[Command]) -> bytes:
     """
     Commands as they go over the wire.
 
-    redis-py checks and joins each argument on its own: 2.3 us for each, against 0.11 here.
+    redis-py checks and joins each argument on its own: 2.3 us for each, against 0.23 here.
 
     >>> packed([["GET", "k"], ["SET", b"k", 1]])
     b'*2\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n*3\\r\\n$3\\r\\nSET\\r\\n$1\\r\\nk\\r\\n$1\\r\\n1\\r\\n'
     """
-    # Its stub means a tuple of one.
-    return b"".join([pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
+    return b"".join([part for command in commands for part in _PACKER.pack(*command)])
 
 
 def mapped(error: RedisError | OSError) -> MillstreamError:

@@ -64,10 +64,21 @@ def store(server: Server) -> Iterator[RedisStore]:
     made.close()
 
 
+class WatchedClock(SystemClock):
+    """Remembers how long it was waited on."""
+
+    def __init__(self) -> None:
+        self.waits_s: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
+        super().sleep(seconds)
+
+
 @pytest.fixture
 def world(store: RedisStore) -> World:
     made = World(store)
-    made.clock = SystemClock()
+    made.clock = WatchedClock()
     return made
 
 
@@ -136,6 +147,23 @@ def attempts(server: Server) -> int:
     stats = server.ask("INFO", "commandstats")
     assert isinstance(stats, dict)
     return int(stats["cmdstat_multi"]["calls"])
+
+
+def test_a_worker_outlasts_a_server_that_is_killed_and_comes_back(
+    world: World, split: Split, server: Server, eventually: Eventually
+) -> None:
+    clock = world.clock
+    assert isinstance(clock, WatchedClock)
+    server.kill()
+    world.put(range(200, 300))
+    worker = threading.Thread(target=fold, args=(world, split))
+    worker.start()
+    eventually(lambda: len(clock.waits_s) > 3)
+    server.start()
+    worker.join(30)
+    assert not worker.is_alive()
+    assert clock.waits_s[:3] == [0.05, 0.1, 0.2]  # each longer than the last, up to a limit
+    assert_undisturbed(world)
 
 
 def test_a_server_killed_in_the_middle_of_a_transaction_has_all_of_it_or_nothing(

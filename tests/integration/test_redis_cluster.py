@@ -83,6 +83,11 @@ class Slot:
         self.carry(self.keys())
         self.end()
 
+    def redirections(self) -> int:
+        """How often clients were sent elsewhere, by all servers."""
+        told = [self._ask(at, "INFO", "errorstats").decode() for at in range(3)]
+        return sum(int(n) for n in re.findall(r"errorstat_MOVED:count=(\d+)", "".join(told)))
+
     def _holds(self, at: int) -> bool:
         mine = self._ask(at, "CLUSTER", "SLOTS")
         return any(
@@ -122,6 +127,9 @@ def test_a_slot_that_moved_is_followed_by_readers_and_writers(open_store, slot: 
     found = reader.snapshots(wanted)  # with the map of before
     assert (found[MOVING].position, list(found[MOVING].rows)) == (lease.position, [b"A"])
     assert found[0].position == neighbour.position
+    redirected = slot.redirections()
+    reader.snapshots(wanted)
+    assert slot.redirections() == redirected  # the new map is known
     assert list(store.read(lease, ["ann"], ["film"]).rows) == [b"A"]
     store.write(lease, update(2, {"ann": b"B"}))
     assert list(reader.snapshots(wanted)[MOVING].rows) == [b"B"]

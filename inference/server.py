@@ -42,7 +42,7 @@ from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
 from ingest.topics import Topics, check_offset, check_partitions, serving_group
 from schemas.codec import Codec
-from schemas.errors import PositionMoved, Retryable, StoreUnavailable
+from schemas.errors import BrokerUnavailable, PositionMoved, Retryable, StoreUnavailable
 from schemas.events import DeadLetter, Recommendation, Release
 from schemas.registry import RemoteRegistry
 
@@ -139,7 +139,11 @@ class Server:
             f"To answer what the log holds, run: kafka-consumer-groups.sh --bootstrap-server "
             f"{servers} --group {group} --topic {topic} --reset-offsets --to-earliest --execute"
         )
-        offsets = KafkaGroups(servers, self._settings.timeout_s).offsets(group, topic)
+        try:
+            offsets = KafkaGroups(servers, self._settings.timeout_s).offsets(group, topic)
+        except BrokerUnavailable as error:  # no coordinator yet: joining the group waits for it
+            log.warning("serve.unavailable", error=str(error))
+            return
         for partition, offset in offsets.items():
             check_offset(TopicPartition(topic, partition), offset, bounds[partition], mend)
 

@@ -26,9 +26,17 @@ from tests.feature_world import World, events, make_world
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.chaos]
 
-EVENTS = 15_000
+EVENTS = 12_000
 ERASED = ("user-3", "user-11")
 AFTER = 6
+# The command in so many transactions that a kill is sure to come between two of them.
+MANY_STEPS = """
+import sys
+from deploy import cli
+from ingest import topic_copy
+topic_copy.TRANSACTION_RECORDS = 200
+sys.exit(cli.run(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -101,7 +109,7 @@ def test_a_repartition_killed_on_the_way_loses_and_doubles_nothing_and_gives_the
     new = World(settings=replace(world.settings, topic_prefix=f"{world.settings.topic_prefix}g2-"))
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", *command],
+        [sys.executable, "-c", MANY_STEPS, *command],
         stdout=subprocess.DEVNULL,
         env=dict(os.environ),  # noqa: TID251
     )

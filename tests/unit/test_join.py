@@ -14,6 +14,7 @@ from features.disk import LocalDisk
 from features.join_worker import KIND
 from ingest.log import TopicPartition
 from ingest.memory import Crash
+from ingest.origin import ORIGIN_HEADER
 from schemas.errors import ArchiveUnavailable, PositionMoved
 from schemas.events import EventType, Status
 from tests.join_world import T0, Stop, World, answer, counted, event
@@ -177,6 +178,17 @@ def test_an_answer_that_gives_no_example_is_skipped_and_counted(
     world.join()
     assert {r.request_id for r in world.rows()} == {"good"}
     assert world.metrics.value("join.skipped", reason=reason) == 1
+
+
+def test_an_answer_copied_from_another_topic_is_not_joined_again(world: World) -> None:
+    """Its position counts in the log where it was served, and where it was joined."""
+    came_from = ((ORIGIN_HEADER, b"old-recommendations/0/3"),)
+    world.show(answer("copied", "u", 0), headers=came_from)
+    world.show(answer("good", "u", 1), headers=((ORIGIN_HEADER, b"w-recommendations/1/3"),))
+    finish(world, 1_101)
+    world.join()
+    assert {r.request_id for r in world.rows()} == {"good"}
+    assert world.metrics.value("join.skipped", reason="of another log") == 1
 
 
 def test_records_that_do_not_decode_are_passed_over(world: World) -> None:

@@ -72,9 +72,9 @@ class Item:
 class ItemFeatures:
     """Absolute partial aggregates of one item over one partition of user-events.
 
-    Key: item id, 0x00, partition in ASCII, 0x00, the first 8 digits of the fingerprint.
-    `partial` is the stored form that `features.partials` alone can read. Readers add up an item's
-    partials; a repeat replaces its predecessor.
+    Key: item id, 0x00, partition in ASCII, 0x00, the first 8 digits of the fingerprint. `partial`
+    is the stored form that `features.partials` alone can read. Readers add up an item's partials;
+    a repeat replaces its predecessor.
     """
 
     item_id: str

@@ -201,8 +201,11 @@ def test_an_answer_with_the_row_of_another_partition_is_caught(world: World) -> 
 
 
 def test_a_position_that_the_log_does_not_have_is_caught(world: World) -> None:
+    since_ms = world.clock.now_ms()
     world.ask(ANN, change=lambda a: replace(a, events_offset=10_000))
-    assert codes(world.audit()) == {"place"}
+    report = world.audit(since_ms=since_ms)
+    assert codes(report) == {"place"}
+    assert (report.answers, report.entries) == (0, 0)
 
 
 def test_an_answer_without_its_features_is_caught(world: World) -> None:

@@ -43,13 +43,18 @@ RECENT: Final = (
 
 
 def describe(features: FeatureSet) -> list[dict[str, str]]:
-    """One row a feature, for people: name, level, type, default, drift statistic, meaning."""
+    """
+    One row a feature, for people.
+
+    `missing`: what becomes of examples from before the feature, see `features.declare.missing`.
+    """
     return [
         {
             "name": f.name,
             "level": str(f.level),
             "type": f.dtype if f.length == 1 else f"{f.dtype}[{f.length}]",
             "default": f"{f.default:g}",
+            "missing": "default" if f.defaultable else "refused",
             "drift": str(f.drift),
             "meaning": f.doc,
         }

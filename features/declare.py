@@ -145,8 +145,10 @@ class RowPolicy:
 
     def __post_init__(self) -> None:
         for name in ("history_length", "ring_length", "hour_tiles", "day_tiles"):
-            if not 1 <= getattr(self, name) <= 1_000:  # lengths are stored in 16 bits
+            if not 1 <= getattr(self, name) <= 1_000:  # lengths are stored in 10 bits
                 raise ValueError(f"{name} must be from 1 to 1000, got {getattr(self, name)}")
+        if len(self.attributes) > 255:  # their number in 8
+            raise ValueError(f"a row keeps 255 attributes at most, got {len(self.attributes)}")
 
 
 @dataclass(frozen=True)

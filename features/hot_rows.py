@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from features.store import Lease, Position, RowWriter, Update, Values
 from schemas.errors import MillstreamError
 
-# 4 kB a full row: the hot rows of 30,000 users a partition of four.
+# 2 kB a full row: the hot rows of 60,000 users a partition of four.
 MAX_BYTES = 512 * 1024 * 1024
 
 

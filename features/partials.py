@@ -78,13 +78,13 @@ def fold_partials(
 def encode_partials(partials: Partials, fingerprint: str) -> list[bytes]:
     """The stored form of each partial."""
     lengths = stored_tiles.packed_lengths(partials.tiles)
-    every = np.ones(len(partials), np.int64)
     laid = laid_out(
+        len(partials),
         [
-            Part(lengths, every, 8),
-            Part(partials.newest_ms.view(np.uint64), every, _TIME_BYTES),
+            Part(lengths, None, 8),
+            Part(partials.newest_ms.view(np.uint64), None, _TIME_BYTES),
             *stored_tiles.parts_of(partials.tiles, lengths, partials.newest_ms),
-        ]
+        ],
     )
     return sealed(laid, _kind(fingerprint))
 

@@ -45,10 +45,9 @@ def spans(
     """
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    found: NDArray[np.int64] = np.arange(0, total * step, step) + np.repeat(
-        starts - (ends - lengths) * step, lengths
-    )
-    return found
+    index: NDArray[np.int64] = np.arange(0, total * step, step)
+    index += np.repeat(starts - (ends - lengths) * step, lengths)
+    return index
 
 
 def owners(splits: NDArray[np.int64]) -> NDArray[np.int64]:

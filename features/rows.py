@@ -174,17 +174,18 @@ def encode(rows: Rows, fingerprint: str) -> list[bytes]:
         rows.history_type,
         rows.history_value,
     )
-    every, names = np.ones(len(rows), np.int64), lengths_of(rows.profile_splits)
+    names = lengths_of(rows.profile_splits)
     laid = laid_out(
+        len(rows),
         [
-            Part(tiled | _lengths(rows), every, 8),
-            Part(_within(rows.last_seen_ms).view(np.uint64), every, _TIME_BYTES),
+            Part(tiled | _lengths(rows), None, 8),
+            Part(_within(rows.last_seen_ms).view(np.uint64), None, _TIME_BYTES),
             *stored_history.parts_of(history, rows.first_seen_ms, rows.last_seen_ms),
             *stored_tiles.parts_of(tiles, tiled, rows.last_seen_ms),
             Part(rows.ring, lengths_of(rows.ring_splits), 4),
             Part(rows.profile_name, names, 8),
             Part(rows.profile_value, names, 8),
-        ]
+        ],
     )
     return sealed(laid, _kind(fingerprint))
 

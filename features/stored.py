@@ -25,13 +25,13 @@ Bytes = NDArray[np.uint8]
 
 class Part(NamedTuple):
     """
-    Something that every row has `lengths[i]` of, row after row.
+    Something that every row has `lengths[i]` of (None: one), row after row.
 
     Of each entry the first `size` bytes are stored. What lies above them must be nothing.
     """
 
     flat: NDArray[Any]
-    lengths: NDArray[np.int64]  # [n]
+    lengths: NDArray[np.int64] | None  # [n]
     size: int
 
 
@@ -42,36 +42,42 @@ class LaidOut(NamedTuple):
     splits: NDArray[np.int64]  # [n + 1]
 
 
-def laid_out(parts: Sequence[Part]) -> LaidOut:
+def laid_out(n: int, parts: Sequence[Part]) -> LaidOut:
     """
     Lay out the parts of n rows.
 
     Words are written whole, in ascending order: what an entry writes beyond its size is written
     over by the next entry, the next part, or the checksum of the next row.
     """
-    sizes = np.sum([part.lengths * part.size for part in parts], axis=0)
-    splits = splits_of(SEAL_BYTES + sizes)
+    some = [part for part in parts if len(part.flat)]
+    sizes = np.full(n, SEAL_BYTES, np.int64)
+    for _, lengths, size in some:
+        sizes += size if lengths is None else lengths * size
+    splits = splits_of(sizes)
     data = np.empty(int(splits[-1]) + _PADDING_BYTES, np.uint8)
     at = splits[:-1] + SEAL_BYTES
-    for flat, lengths, size in parts:
-        if len(flat):
-            _words(data, flat.dtype)[spans(at, lengths, size)] = flat
-            at = at + lengths * size
+    for flat, lengths, size in some:
+        place = at if lengths is None else spans(at, lengths, size)
+        _words(data, flat.dtype)[place] = flat
+        at = at + (size if lengths is None else lengths * size)
     return LaidOut(data, splits)
 
 
 def sealed(laid: LaidOut, kind: int) -> list[bytes]:
     """Put each value's checksum before it, and cut the values apart."""
-    view, digest = laid.data.data, xxhash.xxh3_64_intdigest
+    digest = xxhash.xxh3_64_intdigest
     bounds = laid.splits.tolist()
     ends = bounds[1:]
+    # Slices of bytes, though they are copies, take half the time of slices of a memoryview.
+    whole = laid.data.tobytes()
     found = np.fromiter(
-        (digest(view[a + SEAL_BYTES : b]) for a, b in zip(bounds, ends, strict=False)),
+        (digest(whole[a + SEAL_BYTES : b]) for a, b in zip(bounds, ends, strict=False)),
         np.uint64,
         len(ends),
     )
     _words(laid.data, np.dtype("u8"))[laid.splits[:-1]] = found ^ np.uint64(kind)
-    return [bytes(view[a:b]) for a, b in zip(bounds, ends, strict=False)]
+    whole = laid.data.tobytes()
+    return [whole[a:b] for a, b in zip(bounds, ends, strict=False)]
 
 
 class Unsealed:
@@ -84,19 +90,16 @@ class Unsealed:
 
     def __init__(self, values: Sequence[bytes | None], kind: int, least: int) -> None:
         """`least`: bytes that a value of this kind has at least, checksum included."""
-        sizes = np.fromiter((0 if v is None else len(v) for v in values), np.int64, len(values))
-        given = np.fromiter((v is not None for v in values), np.bool_, len(values))
+        sizes = np.array([-1 if v is None else len(v) for v in values], np.int64)
         good = sizes >= least
-        kept = [v for v, fine in zip(values, good.tolist(), strict=True) if fine and v]
+        kept = [v for v in values if v is not None and len(v) >= least]
         digest = xxhash.xxh3_64_intdigest
-        found = np.fromiter(
-            (digest(memoryview(v)[SEAL_BYTES:]) for v in kept), np.uint64, len(kept)
-        )
+        found = np.array([digest(v[SEAL_BYTES:]) for v in kept], np.uint64)
         self._data, at = _joined(kept, sizes[good])
         fine = _words(self._data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
         good[good] = fine
         self.there = np.flatnonzero(good)
-        self.corrupt = tuple(np.flatnonzero(given & ~good).tolist())
+        self.corrupt = tuple(np.flatnonzero((sizes >= 0) & ~good).tolist())
         self._at = at[fine] + SEAL_BYTES
 
     def one(self, dtype: str, size: int) -> NDArray[Any]:

@@ -387,6 +387,7 @@ def test_every_feature_is_described() -> None:
     described = describe(CATALOG)
     assert [row["name"] for row in described] == [f.name for f in CATALOG.features]
     assert all(len(row["meaning"]) > 10 for row in described)
+    assert {row["missing"] for row in described} == {"refused"}
 
 
 def test_a_name_declared_twice_is_refused() -> None:

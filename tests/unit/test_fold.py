@@ -287,3 +287,8 @@ def test_no_events_change_nothing(folding: Fold) -> None:
 def test_a_policy_that_keeps_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be from 1 to 1000, got 0"):
         RowPolicy(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_more_attributes_than_a_row_can_count_are_refused() -> None:
+    with pytest.raises(ValueError, match="255 attributes at most, got 256"):
+        RowPolicy(attributes=tuple(f"a{n}" for n in range(256)))

@@ -162,6 +162,7 @@ def test_it_is_described(new: Feature, grown: FeatureSet) -> None:
         "level": str(new.level),
         "type": new.dtype if new.length == 1 else f"{new.dtype}[2]",
         "default": "3",
+        "missing": "default",
         "drift": str(new.drift),
         "meaning": new.doc,
     }

@@ -212,7 +212,7 @@ def compact(
 
     def passes(stop: threading.Event) -> None:
         while True:
-            found = {}
+            found: dict[str, Tidied] = {}
             for kind, partition in _partitions(root):
                 done = tidy(root, kind, partition, policy, clock)
                 found[kind] = found.get(kind, Tidied()) + done

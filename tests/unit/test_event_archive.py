@@ -44,7 +44,13 @@ def log() -> MemoryLog:
     return made
 
 
-def run(log: MemoryLog, root: Place, disk: Disk | None = None, max_records: int = 9) -> None:
+def run(
+    log: MemoryLog,
+    root: Place,
+    disk: Disk | None = None,
+    max_records: int = 9,
+    rotation: Rotation | None = None,
+) -> None:
     clock = ManualClock(0)
     parts = ArchiveParts(
         log=log,
@@ -56,7 +62,10 @@ def run(log: MemoryLog, root: Place, disk: Disk | None = None, max_records: int 
         disk=disk,
     )
     policy = ArchivePolicy(
-        rotation=Rotation(max_bytes=300), max_records=max_records, poll_s=0.0, max_attempts=1
+        rotation=rotation or Rotation(max_bytes=300),
+        max_records=max_records,
+        poll_s=0.0,
+        max_attempts=1,
     )
     ends = {
         TopicPartition(topic, p): end
@@ -92,6 +101,18 @@ def test_what_is_archived_is_the_log(log: MemoryLog, tmp_path: Path) -> None:
     assert len(logged(log, "user-events", 0)) > 10
     everything(log, tmp_path)
     assert len(archive.files(tmp_path, "user-events")) > 2, "files are rotated"
+
+
+def test_a_file_counts_when_it_is_old_enough_or_the_end_is_reached(
+    log: MemoryLog, tmp_path: Path
+) -> None:
+    # The clock moves by 0.01 s a step, and one batch is read in each.
+    run(log, tmp_path / "old", max_records=1, rotation=Rotation(max_age_s=0.1))
+    run(log, tmp_path / "ends", max_records=1, rotation=Rotation(max_age_s=1_000.0))
+    for root in (tmp_path / "old", tmp_path / "ends"):
+        everything(log, root)
+    assert len(archive.files(tmp_path / "old", "user-events")) > 4
+    assert len(archive.files(tmp_path / "ends", "user-events")) == 2, "one a partition"
 
 
 def test_reading_starts_at_any_offset_in_contiguous_batches(log: MemoryLog, tmp_path: Path) -> None:

@@ -165,16 +165,16 @@ class _Change:
         begins = last.begins
         if self.old:
             begins = files[0].start if files else last.position
-        retired = Retired(
-            at_ms=self.now_ms,
-            files=tuple(file.path for file in self.replaced),
-            manifests_before=last.sequence + 1,
-        )
+        retired = [r for r in last.retired if r not in self.due]
+        if self.replaced or _long(last):
+            paths = tuple(file.path for file in self.replaced)
+            new = Retired(at_ms=self.now_ms, files=paths, manifests_before=last.sequence + 1)
+            retired.append(new)
         return last.following(
             files=files,
             begins=begins,
             notes=tuple(note for note in last.notes if not _past(note, begins)),
-            retired=(*(r for r in last.retired if r not in self.due), retired),
+            retired=tuple(retired),
             oldest=max((last.oldest, *(r.manifests_before for r in self.due))),
         )
 

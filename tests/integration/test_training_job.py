@@ -178,13 +178,13 @@ def test_bad_data_is_rejected_before_the_first_step(
     assert problem in " ".join(done.reasons)
 
 
-def test_an_altered_file_is_rejected(shop: job.Shop, settings: Settings) -> None:
+def test_a_torn_file_is_rejected(shop: job.Shop, settings: Settings) -> None:
     archived(settings.archive_dir, shoppers(users=15, each=40))
     (file,) = settings.archive_dir.rglob("*.tfrecord.gz")
     file.write_bytes(file.read_bytes()[:-10])
     done = job.run(JobOrder(key="torn", train_until=UNTIL), shop)
     assert done.status == Status.REJECTED_DATA
-    assert "altered" in done.reasons[0]
+    assert "truncated" in done.reasons[0]
 
 
 def test_an_empty_archive_is_rejected(shop: job.Shop) -> None:

@@ -170,6 +170,11 @@ def test_what_was_replaced_is_kept_for_its_readers_and_goes_after_the_grace(
     assert run(root, clock) == Tidied()
     clock.advance(1.0)
     assert run(root, clock) == Tidied(removed=4)
+    clock.advance(1_000.0)
+    assert run(root, clock) == Tidied()
+    last = newest(root, "examples", 0)
+    run(root, clock)
+    assert newest(root, "examples", 0) == last, "a pass with nothing to do leaves no trace"
     assert files_there(root) == 1
     assert records(root) == numbers(0, 4)
     assert list(verify(root, "examples")) == []

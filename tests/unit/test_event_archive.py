@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import errno
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from features import archive
-from features.disk import Disk, LocalDisk
+from features.disk import Disk, LocalDisk, Place, disk_of, place
 from features.event_archive import ArchiveParts, ArchivePolicy, EventArchiver, read_events
 from features.join_worker import Rotation
+from ingest.clock import ManualClock
 from ingest.log import Outgoing, RecordBatch, TopicPartition
 from ingest.memory import Crash, MemoryLog, MemoryProducer, MemorySource
 from ingest.metrics import MemoryMetrics
 from ingest.placement import partition_of
 from ingest.topics import Topics, topic_specs
 from schemas.errors import ArchiveUnavailable
-from tests.join_world import Stop, World
+from tests.faulty_disk import FaultyDisk
+from tests.join_world import Stop
 
-Place = tuple[int, bytes | None, bytes | None, int, tuple[tuple[str, bytes], ...]]
+Entry = tuple[int, bytes | None, bytes | None, int, tuple[tuple[str, bytes], ...]]
 
 
 @pytest.fixture
@@ -42,29 +44,38 @@ def log() -> MemoryLog:
     return made
 
 
-def run(log: MemoryLog, root: Path, disk: Disk | None = None, max_records: int = 9) -> None:
-    world = World(root)  # for its clock
+def run(
+    log: MemoryLog,
+    root: Place,
+    disk: Disk | None = None,
+    max_records: int = 9,
+    rotation: Rotation | None = None,
+) -> None:
+    clock = ManualClock(0)
     parts = ArchiveParts(
         log=log,
         source=MemorySource(log),
         topics=Topics(),
         root=root,
-        clock=world.clock,
+        clock=clock,
         metrics=MemoryMetrics(),
         disk=disk,
     )
     policy = ArchivePolicy(
-        rotation=Rotation(max_bytes=300), max_records=max_records, poll_s=0.0, max_attempts=1
+        rotation=rotation or Rotation(max_bytes=300),
+        max_records=max_records,
+        poll_s=0.0,
+        max_attempts=1,
     )
     ends = {
         TopicPartition(topic, p): end
         for topic in ("user-events", "recommendations")
         for p, (_, end) in log.bounds(topic).items()
     }
-    EventArchiver(parts, policy).run(Stop(world.clock), ends)
+    EventArchiver(parts, policy).run(Stop(clock), ends)
 
 
-def places(batches: Iterator[RecordBatch]) -> list[Place]:
+def places(batches: Iterator[RecordBatch]) -> list[Entry]:
     return [
         (int(b.offsets[i]), b.keys[i], b.values[i], int(b.timestamps_ms[i]), b.headers.get(i, ()))
         for b in batches
@@ -72,13 +83,13 @@ def places(batches: Iterator[RecordBatch]) -> list[Place]:
     ]
 
 
-def logged(log: MemoryLog, topic: str, partition: int) -> list[Place]:
+def logged(log: MemoryLog, topic: str, partition: int) -> list[Entry]:
     source = MemorySource(log)
     source.assign({TopicPartition(topic, partition): 0})
     return places(iter(lambda: source.poll(1_000, 0.0), None))  # type: ignore[arg-type]
 
 
-def everything(log: MemoryLog, root: Path) -> None:
+def everything(log: MemoryLog, root: Place) -> None:
     for kind in ("user-events", "recommendations"):
         assert list(archive.verify(root, kind)) == []
         for p in (0, 1):
@@ -90,6 +101,18 @@ def test_what_is_archived_is_the_log(log: MemoryLog, tmp_path: Path) -> None:
     assert len(logged(log, "user-events", 0)) > 10
     everything(log, tmp_path)
     assert len(archive.files(tmp_path, "user-events")) > 2, "files are rotated"
+
+
+def test_a_file_counts_when_it_is_old_enough_or_the_end_is_reached(
+    log: MemoryLog, tmp_path: Path
+) -> None:
+    # The clock moves by 0.01 s a step, and one batch is read in each.
+    run(log, tmp_path / "old", max_records=1, rotation=Rotation(max_age_s=0.1))
+    run(log, tmp_path / "ends", max_records=1, rotation=Rotation(max_age_s=1_000.0))
+    for root in (tmp_path / "old", tmp_path / "ends"):
+        everything(log, root)
+    assert len(archive.files(tmp_path / "old", "user-events")) > 4
+    assert len(archive.files(tmp_path / "ends", "user-events")) == 2, "one a partition"
 
 
 def test_reading_starts_at_any_offset_in_contiguous_batches(log: MemoryLog, tmp_path: Path) -> None:
@@ -116,27 +139,42 @@ def test_a_misplaced_original_is_left_out(tmp_path: Path) -> None:
     assert [v for _, _, v, _, _ in places(read_events(tmp_path, "user-events", home))] == [b"found"]
 
 
-class DyingDisk(LocalDisk):
-    """Takes so many manifests and files, and no more."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-
-    def create(self, path: Path, content: bytes) -> None:
-        super().create(path, content)
-        self._left -= 1
-        if not self._left:
-            raise OSError(errno.EIO, "Input/output error")
+@pytest.fixture
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
-@pytest.mark.parametrize("left", range(1, 14))
-def test_a_crash_after_any_manifest_loses_and_repeats_nothing(
-    log: MemoryLog, tmp_path: Path, left: int
+@pytest.mark.usefixtures("no_waiting_for_the_disk")
+@pytest.mark.parametrize("after", [False, True])
+def test_a_disk_that_is_full_or_fails_at_any_step_loses_and_repeats_nothing(
+    log: MemoryLog, tmp_path: Path, after: bool
 ) -> None:
-    with pytest.raises(ArchiveUnavailable):
-        run(log, tmp_path, DyingDisk(left))
-    run(log, tmp_path)
-    everything(log, tmp_path)
+    at, failed = 1, True
+    while failed:
+        root = tmp_path / str(at)
+        disk = FaultyDisk(LocalDisk(), at, after=after)
+        said = "Input/output error" if after else "the disk is full"
+        try:
+            run(log, root, disk)
+        except ArchiveUnavailable as error:
+            found = str(error)
+        failed = disk.failed
+        if failed:
+            assert said in found
+            run(log, root)
+        everything(log, root)
+        at += 1 if at < 12 else 7
+    assert at > 40
+
+
+@pytest.mark.usefixtures("no_waiting_for_the_disk")
+def test_an_object_store_holds_the_same(log: MemoryLog) -> None:
+    root = place(f"memory://{uuid.uuid4().hex}")
+    for at in (1, 5, 9, 20):
+        with pytest.raises(ArchiveUnavailable):
+            run(log, root, FaultyDisk(disk_of(root), at))
+    run(log, root)
+    everything(log, root)
 
 
 def test_a_crash_of_the_reader_loses_and_repeats_nothing(log: MemoryLog, tmp_path: Path) -> None:

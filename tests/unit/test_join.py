@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -17,6 +14,7 @@ from ingest.memory import Crash
 from ingest.origin import ORIGIN_HEADER
 from schemas.errors import ArchiveUnavailable, PositionMoved
 from schemas.events import EventType, Status
+from tests.faulty_disk import FaultyDisk
 from tests.join_world import T0, Stop, World, answer, counted, event
 
 CLICK = counted(EventType.CLICK)
@@ -288,31 +286,6 @@ def test_a_second_worker_takes_over_and_the_first_is_refused(world: World) -> No
     assert len(world.rows()) == 3
 
 
-class DyingDisk(LocalDisk):
-    """The disk fails at the nth step, before or after doing it, and the process with it."""
-
-    def __init__(self, at: int, *, after: bool) -> None:
-        self.left, self.after = at, after
-
-    def _step(self, do: Callable[[], object]) -> object:
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        done = do()
-        if self.left == 0:
-            raise OSError(errno.EIO, "Input/output error")
-        return done
-
-    def open(self, path: Path) -> IO[bytes]:
-        return self._step(lambda: LocalDisk.open(self, path))  # type: ignore[return-value]
-
-    def publish(self, temporary: Path, final: Path, opened: IO[bytes]) -> None:
-        self._step(lambda: LocalDisk.publish(self, temporary, final, opened))
-
-    def create(self, path: Path, content: bytes) -> None:
-        self._step(lambda: LocalDisk.create(self, path, content))
-
-
 def busy(world: World) -> None:
     for i in range(40):
         user = f"u{i % 5}"
@@ -322,21 +295,21 @@ def busy(world: World) -> None:
     finish(world, 6_000)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_at_any_step_of_the_disk_gives_the_same_examples_once(
-    world: World, tmp_path: Path, after: bool
+    world: World, tmp_path: Path, after: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
     busy(world)
     world.join(tmp_path / "calm")
     expected = world.rows(tmp_path / "calm")
     assert len(expected) == 120
     assert sum(len(row.labels) for row in expected) > 40
     sizes = {"max_records": 9, "take_lists": 3}
-    for at in range(1, 40, 1 + after * 2):
+    for at in range(1 + after, 66, 5):
         root = tmp_path / f"crash-{at}"
         try:
-            world.join(root, DyingDisk(at, after=after), **sizes)
+            world.join(root, FaultyDisk(LocalDisk(), at, after=after), **sizes)
         except ArchiveUnavailable:
             world.join(root, **sizes)
         assert world.rows(root) == expected

@@ -20,6 +20,11 @@ def test_the_environment_wins_over_the_file_and_the_file_over_defaults(tmp_path:
     assert settings.registry_url == Settings().registry_url
 
 
+def test_an_archive_is_a_folder_or_a_url() -> None:
+    for given, found in (("a//b", Path("a/b")), ("s3://bucket/a", "s3://bucket/a")):
+        assert Settings.load({"MILLSTREAM_ARCHIVE_DIR": given}).archive_dir == found
+
+
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "other.toml"
     file.write_text('topic_prefix = "x-"\n')

@@ -7,12 +7,14 @@ same ones.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from features import archive
@@ -137,7 +139,7 @@ def fold_rows(given: Input, target: Target, work: Work, reports: Reports) -> lis
     return reports.results()
 
 
-def make_examples(given: Input, parts: ExampleParts, work: Work, root: Path) -> Manifest:
+def write_examples(given: Input, parts: ExampleParts, work: Work, root: Path) -> Manifest:
     """
     Write the examples of an input into the archive, as `features.backfill` does.
 
@@ -192,7 +194,7 @@ def _recordings(given: Input) -> Iterator[tuple[int, Recording]]:
 
 
 def _beam_rows(given: Input, step: FoldStep, work: Work, reports: Reports) -> None:
-    from features import batch_pipeline  # noqa: PLC0415 - Beam takes seconds to load
+    batch_pipeline = _beam()
 
     def build(pipeline: Any) -> None:
         batch_pipeline.parts_of(pipeline, given).then(FOLD, step)
@@ -201,7 +203,7 @@ def _beam_rows(given: Input, step: FoldStep, work: Work, reports: Reports) -> No
 
 
 def _beam_examples(given: Input, parts: ExampleParts, work: Work) -> None:
-    from features import batch_pipeline  # noqa: PLC0415 - Beam takes seconds to load
+    batch_pipeline = _beam()
 
     def build(pipeline: Any) -> None:
         shared = batch_pipeline.parts_of(pipeline, given)
@@ -209,6 +211,15 @@ def _beam_examples(given: Input, parts: ExampleParts, work: Work) -> None:
         shared.then(EXAMPLES, ExamplesStep(parts), hours)
 
     batch_pipeline.run(build, parts.reports, work.runner, work.options)
+
+
+def _beam() -> ModuleType:
+    """The pipelines; Beam takes seconds to load."""
+    # It warns of Google's clients, which are not wanted here, each time it is loaded.
+    logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
+    from features import batch_pipeline  # noqa: PLC0415
+
+    return batch_pipeline
 
 
 def _source(settings: Settings) -> KafkaSource:

@@ -45,7 +45,9 @@ _SLICE: Final = 500_000
 class EventTable(Protocol):
     """A table of user-events. Travels with a pipeline: it is opened where it is read."""
 
-    number: int  # of the table, among those read together
+    @property
+    def number(self) -> int:
+        """Of the table, among those read together."""
 
     def frames(self) -> Iterator[pl.DataFrame]:
         """Its events as columns of UserEvent, with `table` and `row`, some at a time."""

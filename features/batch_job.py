@@ -37,6 +37,7 @@ from features.fit import EventReader
 from features.job import open_store
 from features.recording import Origin, Recording
 from features.redis_store import RedisStore
+from features.rejoin import REJOIN, RejoinStep
 from ingest.kafka import KafkaLog, KafkaSource
 from ingest.log import RecordBatch, TopicPartition
 from ingest.settings import Settings
@@ -135,7 +136,7 @@ def fold_rows(given: Input, target: Target, work: Work, reports: Reports) -> lis
             for partition, recording in _recordings(given):
                 list(step(recording, partition))
         else:
-            _beam_rows(given, step, work, reports)
+            _beam_each(given, FOLD, step, work, reports)
     return reports.results()
 
 
@@ -166,6 +167,24 @@ def write_examples(given: Input, parts: ExampleParts, work: Work, root: Path) ->
         return merge(parts, writer)
 
 
+def rejoin_lists(step: RejoinStep, work: Work) -> list[dict[str, Any]]:
+    """
+    Join every partition's recorded lists again; the partitions' reports.
+
+    Raises:
+        MillstreamError: the first error that a partition met; the others may be done.
+    """
+    lists, reports = step.parts.lists, step.reports
+    reports.begin()
+    with reports.watched(REJOIN, work.tell):
+        if work.runner == IN_PROCESS:
+            for partition, recording in _recordings(lists):
+                list(step(recording, partition))
+        else:
+            _beam_each(lists, REJOIN, step, work, reports)
+    return reports.results()
+
+
 @contextmanager
 def scratch(root: Path) -> Iterator[Path]:
     """A folder that all workers reach, gone afterwards."""
@@ -193,11 +212,13 @@ def _recordings(given: Input) -> Iterator[tuple[int, Recording]]:
             yield partition, given
 
 
-def _beam_rows(given: Input, step: FoldStep, work: Work, reports: Reports) -> None:
+def _beam_each(
+    given: Input, name: str, step: FoldStep | RejoinStep, work: Work, reports: Reports
+) -> None:
     batch_pipeline = _beam()
 
     def build(pipeline: Any) -> None:
-        batch_pipeline.parts_of(pipeline, given).then(FOLD, step)
+        batch_pipeline.parts_of(pipeline, given).then(name, step)
 
     batch_pipeline.run(build, reports, work.runner, work.options)
 

@@ -17,8 +17,8 @@ from features.batch_job import (
     Work,
     fold_rows,
     log_range,
-    make_examples,
     scratch,
+    write_examples,
 )
 from features.batch_reports import Reports
 from features.catalog import CATALOG
@@ -112,7 +112,7 @@ def _examples(
             reports=Reports(folder=folder),
             scratch=folder,
         )
-        manifest = make_examples(given, parts, work, root)
+        manifest = write_examples(given, parts, work, root)
     size = sum(f.size_bytes for f in manifest.files)
     if as_json:
         found = {"examples": manifest.records, "files": len(manifest.files), "bytes": size}

@@ -7,12 +7,14 @@ same ones.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from features import archive
@@ -36,6 +38,7 @@ from features.fit import EventReader
 from features.job import open_store
 from features.recording import Origin, Recording
 from features.redis_store import RedisStore
+from features.rejoin import REJOIN, RejoinStep
 from ingest.kafka import KafkaLog, KafkaSource
 from ingest.log import RecordBatch, TopicPartition
 from ingest.settings import Settings
@@ -134,11 +137,11 @@ def fold_rows(given: Input, target: Target, work: Work, reports: Reports) -> lis
             for partition, recording in _recordings(given):
                 list(step(recording, partition))
         else:
-            _beam_rows(given, step, work, reports)
+            _beam_each(given, FOLD, step, work, reports)
     return reports.results()
 
 
-def make_examples(given: Input, parts: ExampleParts, work: Work, root: Place) -> Manifest:
+def write_examples(given: Input, parts: ExampleParts, work: Work, root: Place) -> Manifest:
     """
     Write the examples of an input into the archive, as `features.backfill` does.
 
@@ -163,6 +166,24 @@ def make_examples(given: Input, parts: ExampleParts, work: Work, root: Place) ->
             else:
                 _beam_examples(given, parts, work)
         return merge(parts, writer)
+
+
+def rejoin_lists(step: RejoinStep, work: Work) -> list[dict[str, Any]]:
+    """
+    Join every partition's recorded lists again; the partitions' reports.
+
+    Raises:
+        MillstreamError: the first error that a partition met; the others may be done.
+    """
+    lists, reports = step.parts.lists, step.reports
+    reports.begin()
+    with reports.watched(REJOIN, work.tell):
+        if work.runner == IN_PROCESS:
+            for partition, recording in _recordings(lists):
+                list(step(recording, partition))
+        else:
+            _beam_each(lists, REJOIN, step, work, reports)
+    return reports.results()
 
 
 @contextmanager
@@ -192,17 +213,19 @@ def _recordings(given: Input) -> Iterator[tuple[int, Recording]]:
             yield partition, given
 
 
-def _beam_rows(given: Input, step: FoldStep, work: Work, reports: Reports) -> None:
-    from features import batch_pipeline  # noqa: PLC0415 - Beam takes seconds to load
+def _beam_each(
+    given: Input, name: str, step: FoldStep | RejoinStep, work: Work, reports: Reports
+) -> None:
+    batch_pipeline = _beam()
 
     def build(pipeline: Any) -> None:
-        batch_pipeline.parts_of(pipeline, given).then(FOLD, step)
+        batch_pipeline.parts_of(pipeline, given).then(name, step)
 
     batch_pipeline.run(build, reports, work.runner, work.options)
 
 
 def _beam_examples(given: Input, parts: ExampleParts, work: Work) -> None:
-    from features import batch_pipeline  # noqa: PLC0415 - Beam takes seconds to load
+    batch_pipeline = _beam()
 
     def build(pipeline: Any) -> None:
         shared = batch_pipeline.parts_of(pipeline, given)
@@ -210,6 +233,15 @@ def _beam_examples(given: Input, parts: ExampleParts, work: Work) -> None:
         shared.then(EXAMPLES, ExamplesStep(parts), hours)
 
     batch_pipeline.run(build, parts.reports, work.runner, work.options)
+
+
+def _beam() -> ModuleType:
+    """The pipelines; Beam takes seconds to load."""
+    # It warns of Google's clients, which are not wanted here, each time it is loaded.
+    logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
+    from features import batch_pipeline  # noqa: PLC0415
+
+    return batch_pipeline
 
 
 def _source(settings: Settings) -> KafkaSource:

@@ -25,7 +25,8 @@ from features.recording import FILES, Origin, cut
 from ingest.batches import empty, part
 from ingest.log import RecordBatch, TopicPartition
 from schemas.codec import read_container
-from schemas.columns import ColumnReader, container_columns
+from schemas.columns import ColumnReader
+from schemas.containers import container_columns
 from schemas.errors import ArchiveUnavailable, Misconfigured, Rejected
 from schemas.events import USER_EVENTS, UserEvent
 from schemas.registry import Registry

@@ -125,8 +125,7 @@ class PointInTime:
         )
 
     def _in_partition(self, examples: Examples, n: int) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = self._partition == examples.events_partition[n]
-        return found
+        return np.asarray(self._partition == examples.events_partition[n], np.bool_)
 
     def _before(self, examples: Examples, n: int) -> NDArray[np.bool_]:
         return self._in_partition(examples, n) & (self._offset < self._at(examples, n))

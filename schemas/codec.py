@@ -12,7 +12,7 @@ import json
 import struct
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum, IntEnum
 from importlib.resources import files
 from operator import attrgetter
@@ -208,32 +208,6 @@ def read_container(stream: IO[bytes]) -> Iterator[Plain]:
         yield from fastavro.reader(stream)
     except Exception as error:
         raise Rejected(Reason.UNDECODABLE, f"not a whole Avro container: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Uncompressed:
-    """What an Avro container file holds, as one block."""
-
-    schema: str
-    records: int
-    block: bytes
-
-
-def uncompressed(stream: BinaryIO) -> Uncompressed:
-    """
-    The blocks of an Avro container file put together: polars reads one large one at twice the
-    speed of many small compressed ones.
-
-    Raises:
-        Rejected: the bytes are none, or end too early.
-    """
-    try:
-        reader = fastavro.block_reader(stream)
-        blocks = [(block.num_records, block.bytes_.getvalue()) for block in reader]
-        schema = reader.metadata["avro.schema"]
-    except Exception as error:
-        raise Rejected(Reason.UNDECODABLE, f"not a whole Avro container: {error}") from error
-    return Uncompressed(schema, sum(n for n, _ in blocks), b"".join(data for _, data in blocks))
 
 
 def _parsed(text: str) -> Any:

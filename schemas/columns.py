@@ -19,23 +19,15 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from schemas.codec import FRAME_BYTES, Decoder, Plain, frame_id, schema_of, uncompressed
-from schemas.errors import Reason, Rejected
-from schemas.plan import (
-    GUARD,
-    Plan,
-    container_header,
-    dtypes_of,
-    long_bytes,
-    plan_of,
-    symbols_of,
-)
+from schemas.codec import FRAME_BYTES, Decoder, Plain, frame_id, schema_of
+from schemas.errors import Rejected
+from schemas.plan import GUARD, Plan, dtypes_of, long_bytes, plan_of, symbols_of
 from schemas.registry import Registry
 
 T = TypeVar("T")
@@ -196,26 +188,6 @@ class _Run:
             order = np.argsort(index)
             frame, index = frame[order], index[order]
         return Decoded(frame, index, bad)
-
-
-def container_columns(stream: BinaryIO, columns: Sequence[str]) -> pl.DataFrame:
-    """
-    Some fields of the records of an Avro container file.
-
-    Raises:
-        Rejected: the bytes are none, end too early, or lack a field.
-    """
-    found = uncompressed(stream)
-    header, records = container_header(found.schema), long_bytes(found.records)
-    plain = b"".join((header, _SYNC, records, long_bytes(len(found.block)), found.block, _SYNC))
-    try:
-        frame = pl.read_avro(io.BytesIO(plain), columns=list(columns))
-    except (Exception, pl.exceptions.PanicException) as error:
-        # Whatever the bytes provoke; PanicException is a BaseException.
-        raise Rejected(Reason.UNDECODABLE, f"not these records: {error}") from error
-    if len(frame) != found.records:
-        raise Rejected(Reason.UNDECODABLE, f"{len(frame)} of {found.records} records were read")
-    return frame
 
 
 def _by_schema(

@@ -15,7 +15,7 @@ from features.backfill import KIND, BackfillPolicy
 from features.backfill_job import read_to_ends
 from features.batch_examples import ExampleParts
 from features.batch_fold import IntoFiles
-from features.batch_job import Input, Work, fold_rows, make_examples
+from features.batch_job import Input, Work, fold_rows, write_examples
 from features.batch_reports import Reports
 from features.catalog import CATALOG
 from features.outlets import NoOutlets
@@ -172,7 +172,7 @@ def exampled(
         reports=Reports(folder=folder / "reports"),
         scratch=folder / "scratch",
     )
-    manifest = make_examples(given, parts, work or Work(), folder)
+    manifest = write_examples(given, parts, work or Work(), folder)
     found = in_archive(folder)
     assert len(found) == manifest.records
     return found

@@ -67,6 +67,7 @@ def backfill(
     arguments += ["--registry-url", settings.registry_url, "--redis-url", settings.redis_url]
     arguments += ["--prefix", settings.topic_prefix, "features", "backfill", "--rows", "--json"]
     arguments += ["--archive-dir", str(settings.archive_dir), *options]
+    capsys.readouterr()  # what was printed before
     code = run(arguments)
     return code, json.loads(capsys.readouterr().out)
 

@@ -63,7 +63,7 @@ def stories(draw: st.DrawFn) -> Story:
     return told
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(story=stories(), batch=st.integers(1, 50), streamed_batch=st.integers(1, 50))
 def test_a_backfill_gives_what_streaming_gives(
     story: Story, batch: int, streamed_batch: int
@@ -76,7 +76,7 @@ def test_a_backfill_gives_what_streaming_gives(
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(story=stories(), batch=st.integers(1, 6), dies=st.integers(0, 8))
 def test_a_killed_backfill_goes_on_where_the_store_stands(
     story: Story, batch: int, dies: int
@@ -91,7 +91,7 @@ def test_a_killed_backfill_goes_on_where_the_store_stands(
     assert contents(store, PARTITIONS) == contents(streamed(log, registry), PARTITIONS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(story=stories(), share=st.floats(0, 1), batch=st.integers(1, 50))
 def test_streaming_goes_on_from_a_backfill(story: Story, share: float, batch: int) -> None:
     log, registry = logged(story, PARTITIONS)
@@ -105,7 +105,7 @@ def test_streaming_goes_on_from_a_backfill(story: Story, share: float, batch: in
     assert contents(store, PARTITIONS) == contents(streamed(log, registry), PARTITIONS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(story=stories(), data=st.data())
 def test_tables_give_what_streaming_their_events_in_their_order_gives(
     story: Story, data: st.DataObject

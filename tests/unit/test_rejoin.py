@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from features import archive
+from features.batch_job import Work, rejoin_lists
 from features.batch_reports import Reports
 from features.event_archive import ArchiveParts, ArchivePolicy, EventArchiver
 from features.event_files import AvroRecording, archived
@@ -69,7 +70,9 @@ def archive_of(world: World) -> tuple[AvroRecording, AvroRecording]:
     )
 
 
-def rejoined(world: World, root: Path, *, noted: bool = True) -> list[bytes]:
+def rejoined(
+    world: World, root: Path, *, noted: bool = True, work: Work | None = None
+) -> list[bytes]:
     """The archived lists joined again."""
     lists, events = archive_of(world)
     parts = RejoinParts(
@@ -80,20 +83,22 @@ def rejoined(world: World, root: Path, *, noted: bool = True) -> list[bytes]:
         streamed=archive.manifests(world.root, KIND) if noted else {},
     )
     reports = Reports(folder=root / "reports")
-    reports.begin()
-    step = RejoinStep(parts=parts, opening=Opens(known=world.registry), root=root, reports=reports)
-    for partition in lists.origin.bounds:
-        list(step(lists, partition))
+    opening = Opens(known=world.registry)
+    step = RejoinStep(parts=parts, opening=opening, root=root, reports=reports)
+    rejoin_lists(step, work or Work())
     return in_archive(root, KIND)
 
 
-def test_examples_equal_the_streaming_joins_record_for_record(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runner", ["", "fnapi"])
+def test_examples_equal_the_streaming_joins_record_for_record(
+    world: World, tmp_path: Path, runner: str
+) -> None:
     world.join(max_records=11)
     streamed = in_archive(world.root, KIND)
     notes = [m.notes for m in archive.manifests(world.root, KIND).values()]
     assert any(notes), "some lists are closed by wall clock"
     assert len(streamed) == 40 * 3
-    assert rejoined(world, tmp_path / "again") == streamed
+    assert rejoined(world, tmp_path / "again", work=Work(runner=runner)) == streamed
 
 
 def test_what_only_wall_clock_closed_is_left_out_without_the_notes(

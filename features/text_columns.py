@@ -6,10 +6,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from features.hashing import hash_bytes
-from features.ragged import spans
 
 # Below this the 60 NumPy calls of a length cost more than hashing one by one.
 LEAST = 96
@@ -47,7 +47,7 @@ def texts_of(column: pl.Series) -> Texts:
 
 def hash_texts(column: pl.Series) -> Hashes:
     """
-    Hash of each text, [n] uint64; 0 where there is none: as `hash_ids`, 10 times as fast.
+    Hash of each text, [n] uint64; 0 where there is none: as `hash_ids`, in half the time.
 
     >>> from features.hashing import hash_ids
     >>> ids = ["movie-1", None, "movie-22"] * 100
@@ -57,18 +57,22 @@ def hash_texts(column: pl.Series) -> Hashes:
     texts = texts_of(column)
     found = np.zeros(len(column), np.uint64)
     there = np.arange(len(column)) if texts.given is None else np.flatnonzero(texts.given)
-    for length in np.unique(texts.lengths[there]).tolist():
-        index = there[texts.lengths[there] == length]
-        starts = texts.starts[index]
-        if len(index) >= LEAST:
-            at = spans(starts, np.full(len(index), length))
-            found[index] = np.maximum(
-                xxh64(texts.data[at].reshape(len(index), length)), np.uint64(1)
-            )
-        else:
-            data = texts.data.data
-            found[index] = [hash_bytes(data[a : a + length]) for a in starts.tolist()]
+    there = there[np.argsort(texts.lengths[there], kind="stable")]
+    lengths = texts.lengths[there]
+    for index in np.split(there, np.flatnonzero(np.diff(lengths)) + 1):
+        found[index] = _of_one_length(texts, index)
     return found
+
+
+def _of_one_length(texts: Texts, index: NDArray[np.int64]) -> Hashes | list[int]:
+    """The hashes of some texts, all of them equally long."""
+    length = int(texts.lengths[index[0]]) if len(index) else 0
+    starts = texts.starts[index]
+    if not length or len(index) < LEAST:
+        data = texts.data.data
+        return [hash_bytes(data[a : a + length]) for a in starts.tolist()]
+    rows = sliding_window_view(texts.data, length)[starts]
+    return np.maximum(xxh64(rows), np.uint64(1))
 
 
 def xxh64(rows: NDArray[np.uint8]) -> Hashes:
@@ -86,7 +90,7 @@ def xxh64(rows: NDArray[np.uint8]) -> Hashes:
         found = _stripes(lanes[:, : 4 * striped])
     found += np.uint64(length)
     for at in range(4 * striped, words):
-        found ^= _round(np.zeros(n, np.uint64), lanes[:, at])
+        found ^= _round(_NOTHING, lanes[:, at])
         found = _turned(found, 27) * _P1 + _P4
     at = 8 * words
     if length - at >= 4:
@@ -105,6 +109,7 @@ _P2: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3: Final = np.uint64(0x165667B19E3779F9)
 _P4: Final = np.uint64(0x85EBCA77C2B2AE63)
 _P5: Final = np.uint64(0x27D4EB2F165667C5)
+_NOTHING: Final = np.uint64(0)
 # What the four accumulators start from: P1 + P2, P2, 0, -P1, modulo 2**64.
 _STARTS: Final = ((int(_P1) + int(_P2)) % 2**64, int(_P2), 0, 2**64 - int(_P1))
 
@@ -116,11 +121,11 @@ def _stripes(lanes: Hashes) -> Hashes:
         sums[at % 4] = _round(sums[at % 4], lanes[:, at])
     found: Hashes = sum(_turned(s, by) for s, by in zip(sums, (1, 7, 12, 18), strict=True))  # type: ignore[assignment]
     for one in sums:
-        found = (found ^ _round(np.zeros(len(lanes), np.uint64), one)) * _P1 + _P4
+        found = (found ^ _round(_NOTHING, one)) * _P1 + _P4
     return found
 
 
-def _round(state: Hashes, lane: Hashes) -> Hashes:
+def _round(state: Hashes | np.uint64, lane: Hashes) -> Hashes:
     return _turned(state + lane * _P2, 31) * _P1
 
 

@@ -30,7 +30,8 @@ def bars(figures: Sequence[Figure]) -> list[tuple[str, float, str]]:
     """Label, height and colour of every bar: a figure, then its peer and its limits."""
     found = []
     for one in figures:
-        found.append((f"{one.name} ({one.unit})", one.value or 0.0, OWN))
+        colour = PEER if one.detail.get("measured") == "a peer" else OWN
+        found.append((f"{one.name} ({one.unit})", one.value or 0.0, colour))
         if one.peer and one.peer_value:
             found.append((f"   peer: {one.peer}", one.peer_value, PEER))
         found += [

@@ -90,6 +90,7 @@ def run(world: World) -> Iterator[Figure]:
                 name,
                 done.per_s,
                 "events/s",
+                measured="a peer",
                 events=done.events,
                 cpu_us_per_event=round(1e6 * done.cpu_s / done.events, 1),
                 answers=f"equal to ours for {len(expected)} users",

@@ -43,12 +43,16 @@ class Job:
         """Whether every event was decoded."""
         return self._events >= self._task.events
 
-    def decoded(self, value: bytes) -> dict[str, Any]:
-        """One event from its framed bytes."""
+    def start(self) -> None:
+        """The first record is there."""
         if not self._start_s:
             # A program of its own, without our Clock.
             self._start_s = time.monotonic()  # noqa: TID251
             self._cpu_s = time.process_time()
+
+    def decoded(self, value: bytes) -> dict[str, Any]:
+        """One event from its framed bytes."""
+        self.start()
         self._events += 1
         return fastavro.schemaless_reader(io.BytesIO(value[FRAME_BYTES:]), self._schema, None)  # type: ignore[no-any-return, return-value]
 

@@ -33,6 +33,10 @@ class FoldSink(BatchingSink):
         super().__init__()
         self._job = job
 
+    def add(self, **record: Any) -> None:
+        self._job.start()  # a whole checkpoint is read before the first record is decoded
+        super().add(**record)
+
     def write(self, batch: SinkBatch) -> None:
         self._job.write(self._job.folded(item.value for item in batch))
 

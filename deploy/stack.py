@@ -219,11 +219,15 @@ def flink_parts(options: flink.FlinkOptions) -> list[Part]:
             host=LOOPBACK,
             ports=(),  # chosen free when the cluster was first asked for
             version=lambda: f"Apache Flink {flink.VERSION}",
-            service=lambda name=name: services()[name],
+            service=partial(_of, services, name),
             answers=partial(flink.answers, options, name),
         )
         for name in options.processes
     ]
+
+
+def _of(services: Callable[[], Mapping[str, Service]], name: str) -> Service:
+    return services()[name]
 
 
 def flink_server(settings: Settings) -> JobServer:

@@ -16,6 +16,7 @@ from tests.flink_world import Cluster
 
 WAIT_S = 240.0  # a busy machine
 MOST_EVENTS = 5_000_000
+REFUSED = "PositionMoved("  # of a worker whose partition is another's
 Eventually = Callable[..., None]
 
 
@@ -86,12 +87,15 @@ class Course:
     def freeze_machine(self) -> None:
         """A TaskManager and its worker stand still until others own their partitions."""
         name, worker = self.owner()
-        frozen = (self.cluster.child(name).pid, worker.pid)
-        for pid in frozen:
+        manager = self.cluster.child(name).pid
+        for pid in (manager, worker.pid):
             os.kill(pid, signal.SIGSTOP)
         self.goes_on()
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
+        refused = self.cluster.worker_log().count(REFUSED)
+        # The worker alone: it folds on where it stood, as nobody has told it to stop.
+        os.kill(worker.pid, signal.SIGCONT)
+        self._eventually(lambda: self.cluster.worker_log().count(REFUSED) > refused, WAIT_S)
+        os.kill(manager, signal.SIGCONT)
         self._eventually(lambda: name in self.cluster.master.task_managers(), WAIT_S)
         self.goes_on()
 

@@ -66,30 +66,26 @@ def end(job: Job) -> None:
     assert job.process.wait(60) == 0, job.output()
 
 
-@pytest.mark.parametrize("parallelism", [1, 4])
 def test_the_runner_in_this_process_folds_as_an_undisturbed_fold_does(
     world: World,
     undisturbed: Contents,
     start_job: Callable[..., Job],
     eventually: Eventually,
-    parallelism: int,
 ) -> None:
-    job = start_job("--parallelism", str(parallelism))
+    job = start_job()
     folded(world, job, eventually)
     end(job)
     assert world.contents() == undisturbed
 
 
-@pytest.mark.parametrize("parallelism", [1, 4])
 @pytest.mark.usefixtures("_prism")
 def test_prism_folds_as_an_undisturbed_fold_does(
     world: World,
     undisturbed: Contents,
     start_job: Callable[..., Job],
     eventually: Eventually,
-    parallelism: int,
 ) -> None:
-    job = start_job("--runner", "prism", "--parallelism", str(parallelism))
+    job = start_job("--runner", "prism")
     folded(world, job, eventually)
     end(job)
     assert world.contents() == undisturbed
@@ -109,3 +105,20 @@ def test_flink_folds_as_an_undisturbed_fold_does_with_a_worker_on_each_task_mana
     end(job)
     assert all(one.over for one in flink.master.jobs())
     assert world.contents() == undisturbed
+
+
+@pytest.mark.usefixtures("_prism")
+def test_splits_grow_from_one_to_four_and_back_and_change_runners_on_the_way(
+    kafka: Any, valkey: Any, registry: Any, tmp_path: Path, eventually: Eventually
+) -> None:
+    world = make_world(kafka, valkey, registry, f"scale-{uuid.uuid4().hex[:8]}")
+    stages = (("fnapi", 1), ("fnapi", 4), ("prism", 4), ("prism", 1))
+    with jobs(world, tmp_path) as start:
+        for at, (runner, splits) in enumerate(stages):
+            world.produce(events(EVENTS // len(stages), seed=at))
+            job = start("--runner", runner, "--parallelism", str(splits))
+            folded(world, job, eventually)
+            end(job)
+    counts, other = world.counts(), world.fold_undisturbed()
+    assert counts.records == EVENTS
+    assert (counts, world.contents()) == (other.counts(), other.contents())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,28 @@ def test_flink_folds_as_an_undisturbed_fold_does_with_a_worker_on_each_task_mana
     assert [len(workers) for workers in flink.workers().values()] == [1, 1]
     end(job)
     assert all(one.over for one in flink.master.jobs())
+    assert world.contents() == undisturbed
+
+
+def test_a_job_that_fails_on_flink_ends_with_its_reason_and_exit_code(
+    world: World,
+    undisturbed: Contents,
+    flink: Cluster,
+    start_job: Callable[..., Job],
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    folded(world, start_job(), eventually)
+    # The rows of one log, and another log of the same store: a person must act.
+    foreign = World(settings=replace(world.settings, topic_prefix=f"other-{uuid.uuid4().hex[:8]}-"))
+    foreign.create_topics()
+    with jobs(foreign, tmp_path) as start:
+        # Flink starts a failed task again, until it has failed too often; here not at all.
+        job = start(*flink.run_options(), "--", "--number_of_execution_retries=0")
+        eventually(lambda: job.process.poll() is not None, TIMEOUT_S)
+    assert job.process.wait() == 2, job.output()
+    assert "PositionForeign" in job.output()
+    assert "run `millstream features rebuild --partition" in job.output()
     assert world.contents() == undisturbed
 
 

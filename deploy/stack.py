@@ -24,7 +24,7 @@ from deploy.ports import LOOPBACK, holder, is_free, reserve
 from deploy.supervise import Child, Service, start, stop, wait_ready
 from features.runner import JobServer
 from ingest.clock import Clock, SystemClock
-from ingest.settings import Settings, masked
+from ingest.settings import Settings
 from schemas.errors import Misconfigured
 
 _LOCAL = {LOOPBACK, "localhost"}
@@ -100,7 +100,7 @@ def parts(settings: Settings, partitions: int) -> tuple[Part, ...]:
         Part(
             name="valkey",
             setting="redis_url",
-            address=masked(settings.redis_url),
+            address=settings.redis_url,
             host=redis_host,
             ports=(redis_port,),
             version=lambda: "Valkey " + ".".join(map(str, valkey.version(valkey.binary()))),
@@ -219,11 +219,15 @@ def flink_parts(options: flink.FlinkOptions) -> list[Part]:
             host=LOOPBACK,
             ports=(),  # chosen free when the cluster was first asked for
             version=lambda: f"Apache Flink {flink.VERSION}",
-            service=partial(lambda at: services()[at], name),
+            service=partial(_of, services, name),
             answers=partial(flink.answers, options, name),
         )
         for name in options.processes
     ]
+
+
+def _of(services: Callable[[], Mapping[str, Service]], name: str) -> Service:
+    return services()[name]
 
 
 def flink_server(settings: Settings) -> JobServer:

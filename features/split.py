@@ -289,7 +289,8 @@ class Pool:
         try:
             with self.noting():
                 yield split
-        except BaseException:
+        except BaseException as error:
+            log.warning("features.dropped", partitions=split.partitions, error=repr(error))
             self.drop(name)
             raise
 

@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum, IntEnum
 from importlib.resources import files
 from operator import attrgetter
-from typing import IO, Any, BinaryIO, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import fastavro
 

@@ -6,21 +6,24 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import psutil
 
 from ingest.clock import SystemClock
+from schemas.errors import Retryable
 from schemas.events import UserEvent
 from tests.feature_world import Job, World, events
 from tests.flink_world import Cluster
 
 WAIT_S = 240.0  # a busy machine
 MOST_EVENTS = 5_000_000
+REFUSED = "PositionMoved("  # of a worker whose partition is another's
 Eventually = Callable[..., None]
 
 
 class Traffic:
-    """Events that keep coming, 2,000 a second or as fast as the machine can, until the end."""
+    """Events that keep coming until the end: 1,000 a second, or what a busy machine can."""
 
     def __init__(self, world: World) -> None:
         self.sent = 0
@@ -40,7 +43,7 @@ class Traffic:
             yield event
             self.sent += 1
             if self.sent % 100 == 0:
-                clock.sleep(0.05)
+                clock.sleep(0.1)
 
 
 class Course:
@@ -51,7 +54,14 @@ class Course:
 
     def goes_on(self) -> None:
         """Every partition is folded past where the log ends now."""
-        ends = self.world.ends()
+        ends: dict[int, int] = {}
+
+        def asked() -> bool:
+            with suppress(Retryable):  # a topic that was just created may have no leader yet
+                ends.update(self.world.ends())
+            return bool(ends)
+
+        self._eventually(asked)
         self._eventually(
             lambda: all(
                 at is not None and at.next_offset >= ends[partition]
@@ -86,12 +96,15 @@ class Course:
     def freeze_machine(self) -> None:
         """A TaskManager and its worker stand still until others own their partitions."""
         name, worker = self.owner()
-        frozen = (self.cluster.child(name).pid, worker.pid)
-        for pid in frozen:
+        manager = self.cluster.child(name).pid
+        for pid in (manager, worker.pid):
             os.kill(pid, signal.SIGSTOP)
         self.goes_on()
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
+        refused = self.cluster.worker_log().count(REFUSED)
+        # The worker alone: it folds on where it stood, as nobody has told it to stop.
+        os.kill(worker.pid, signal.SIGCONT)
+        self._eventually(lambda: self.cluster.worker_log().count(REFUSED) > refused, WAIT_S)
+        os.kill(manager, signal.SIGCONT)
         self._eventually(lambda: name in self.cluster.master.task_managers(), WAIT_S)
         self.goes_on()
 

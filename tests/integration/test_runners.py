@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,30 +67,26 @@ def end(job: Job) -> None:
     assert job.process.wait(60) == 0, job.output()
 
 
-@pytest.mark.parametrize("parallelism", [1, 4])
 def test_the_runner_in_this_process_folds_as_an_undisturbed_fold_does(
     world: World,
     undisturbed: Contents,
     start_job: Callable[..., Job],
     eventually: Eventually,
-    parallelism: int,
 ) -> None:
-    job = start_job("--parallelism", str(parallelism))
+    job = start_job()
     folded(world, job, eventually)
     end(job)
     assert world.contents() == undisturbed
 
 
-@pytest.mark.parametrize("parallelism", [1, 4])
 @pytest.mark.usefixtures("_prism")
 def test_prism_folds_as_an_undisturbed_fold_does(
     world: World,
     undisturbed: Contents,
     start_job: Callable[..., Job],
     eventually: Eventually,
-    parallelism: int,
 ) -> None:
-    job = start_job("--runner", "prism", "--parallelism", str(parallelism))
+    job = start_job("--runner", "prism")
     folded(world, job, eventually)
     end(job)
     assert world.contents() == undisturbed
@@ -109,3 +106,42 @@ def test_flink_folds_as_an_undisturbed_fold_does_with_a_worker_on_each_task_mana
     end(job)
     assert all(one.over for one in flink.master.jobs())
     assert world.contents() == undisturbed
+
+
+def test_a_job_that_fails_on_flink_ends_with_its_reason_and_exit_code(
+    world: World,
+    undisturbed: Contents,
+    flink: Cluster,
+    start_job: Callable[..., Job],
+    tmp_path: Path,
+    eventually: Eventually,
+) -> None:
+    folded(world, start_job(), eventually)
+    # The rows of one log, and another log of the same store: a person must act.
+    foreign = World(settings=replace(world.settings, topic_prefix=f"other-{uuid.uuid4().hex[:8]}-"))
+    foreign.create_topics()
+    with jobs(foreign, tmp_path) as start:
+        # Flink starts a failed task again, until it has failed too often; here not at all.
+        job = start(*flink.run_options(), "--", "--number_of_execution_retries=0")
+        eventually(lambda: job.process.poll() is not None, TIMEOUT_S)
+    assert job.process.wait() == 2, job.output()
+    assert "PositionForeign" in job.output()
+    assert "run `millstream features rebuild --partition" in job.output()
+    assert world.contents() == undisturbed
+
+
+@pytest.mark.usefixtures("_prism")
+def test_splits_grow_from_one_to_four_and_back_and_change_runners_on_the_way(
+    kafka: Any, valkey: Any, registry: Any, tmp_path: Path, eventually: Eventually
+) -> None:
+    world = make_world(kafka, valkey, registry, f"scale-{uuid.uuid4().hex[:8]}")
+    stages = (("fnapi", 1), ("fnapi", 4), ("prism", 4), ("prism", 1))
+    with jobs(world, tmp_path) as start:
+        for at, (runner, splits) in enumerate(stages):
+            world.produce(events(EVENTS // len(stages), seed=at))
+            job = start("--runner", runner, "--parallelism", str(splits))
+            folded(world, job, eventually)
+            end(job)
+    counts, other = world.counts(), world.fold_undisturbed()
+    assert counts.records == EVENTS
+    assert (counts, world.contents()) == (other.counts(), other.contents())

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 _LEN = 2  # wire type of length-delimited fields
 BYTES_LIST, FLOAT_LIST, INT64_LIST = 1, 2, 3  # fields of tf.train.Feature
-_ROWS = 512  # encoded at once: what is written by one step is still in the cache for the next
+# Values encoded at once: what is written by one step is still in the cache for the next, and the
+# calls are few.
+_VALUES = 1 << 17
 _ONE_BYTE = 1 << 7  # the first number whose varint takes two
 
 Octets = NDArray[np.uint8]
@@ -69,8 +71,9 @@ def entries(columns: Sequence[Column]) -> list[Entries]:
         raise ValueError(f"columns of lengths {sorted(sizes)}")
     [n] = sizes
     found: list[Entries] = []
-    for start in range(0, n, _ROWS):
-        found += _entries([_rows(column, start, start + _ROWS) for column in columns])
+    rows = max(1, _VALUES // sum(_width(column) for column in columns))
+    for start in range(0, n, rows):
+        found += _entries([_rows(column, start, start + rows) for column in columns])
     return found
 
 
@@ -86,6 +89,10 @@ def example(parts: Entries) -> bytes:
 
 def _matrix(values: NDArray[np.float32] | NDArray[np.int64]) -> NDArray[np.float32 | np.int64]:
     return values.reshape(len(values), -1) if len(values) else values.reshape(0, 1)
+
+
+def _width(column: Column) -> int:
+    return 1 if isinstance(column.values, list) else column.values.shape[1]
 
 
 def _rows(column: Column, start: int, stop: int) -> Column:

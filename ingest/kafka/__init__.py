@@ -6,7 +6,8 @@ time-out, and what librdkafka logs goes to structlog.
 """
 
 from ingest.kafka.admin import KafkaAdmin, KafkaLog
-from ingest.kafka.consumer import GATHERED, KafkaGroups, KafkaGroupSource, KafkaSource
+from ingest.kafka.consumer import GATHERED, KafkaGroupSource, KafkaSource
+from ingest.kafka.groups import KafkaGroups
 from ingest.kafka.producer import KafkaProducer, KafkaTransactionalProducer
 
 __all__ = [

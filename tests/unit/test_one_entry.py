@@ -121,15 +121,13 @@ def test_it_is_in_the_bytes_of_examples(new: Feature, grown: FeatureSet, tmp_pat
 
 
 @pytest.mark.tf
-def test_it_is_parsed_and_a_model_is_asked_to_take_it(
-    new: Feature, grown: FeatureSet, tmp_path: Path
-) -> None:
-    from features.tfrecord import dataset, parse_spec
+def test_it_is_parsed_and_a_model_is_asked_to_take_it(new: Feature, grown: FeatureSet) -> None:
+    from features.tfrecord import parse_spec, parsed
     from inference.samples import RANK, RETRIEVE
     from inference.savedmodel import expected_inputs, signature_problems
 
     assert parse_spec(grown)[new.name].dtype == new.dtype
-    [read] = list(dataset([written(grown, tmp_path)], grown, batch=2).as_numpy_iterator())
+    read = parsed(encode(example(grown), grown), grown)
     assert read[new.name].reshape(-1).tolist() == VALUES[new.level]
     inputs: dict[str, dict[str, Any]] = expected_inputs(grown)
     shape = [None] if new.length == 1 else [None, new.length]

@@ -193,7 +193,11 @@ def test_everything_imported_is_declared() -> None:
         re.split(r"[<>=\[! ]", entry, maxsplit=1)[0].lower().replace("-", "_")
         for entry in project["project"]["dependencies"]
     }
-    distribution = {"google": "protobuf", "keras": "tensorflow"}  # import name -> what is declared
+    distribution = {
+        "google": "protobuf",
+        "grpc": "grpcio",
+        "keras": "tensorflow",
+    }  # import name -> what is declared
     ours = {*PACKAGES, *sys.stdlib_module_names, "tests", "__future__"}
     pattern = re.compile(r"^\s*(?:from|import) ([a-zA-Z_]\w*)", re.MULTILINE)
     missing = {

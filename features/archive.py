@@ -272,11 +272,6 @@ def follower(folder: Place, manifest: Manifest) -> Manifest:
     return found
 
 
-def oldest(root: Place, kind: str, partition: int) -> Manifest:
-    """The oldest manifest of a partition that has one; the very first lists no files."""
-    return read_manifest(manifest_paths(root / kind, partition)[0])
-
-
 def manifests(root: Place, kind: str) -> dict[int, Manifest]:
     """The newest manifest of every partition: what readers go by."""
     every: list[Any] = sorted((root / kind / _MANIFESTS).glob("*.json"))

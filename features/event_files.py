@@ -115,7 +115,7 @@ def archived(root: Path, topic: str, kind: str = USER_EVENTS) -> AvroRecording:
             cluster_id=log["cluster"],
             topic_id=log[kind],
             partitions=len(found),
-            bounds={p: (_begin(root, kind, p), m.position[kind]) for p, m in found.items()},
+            bounds={p: (m.begins[kind], m.position[kind]) for p, m in found.items()},
         ),
         files=files,
         placed=kind == USER_EVENTS,
@@ -170,14 +170,6 @@ def columns_of(file: ContainerFile) -> pl.DataFrame:
         return container_columns(io.BytesIO(content), _COLUMNS)
     except (OSError, Rejected) as error:
         raise ArchiveUnavailable(f"{file.path}: {error}") from error
-
-
-def _begin(root: Path, kind: str, partition: int) -> int:
-    """Where the archive of a partition begins: before its first record there may be a hole."""
-    oldest = archive.oldest(root, kind, partition)
-    if oldest.files:  # retention has removed what was before
-        return _place(root / kind / oldest.files[0].path)[2]
-    return oldest.position[kind]
 
 
 def _place(path: Path) -> tuple[str, int, int]:

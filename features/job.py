@@ -30,7 +30,7 @@ from schemas.registry import RemoteRegistry
 
 # An answer to a fetch waits at most this long for this much: the freshness of a quiet topic against
 # folding a few events at a time.
-FETCH_OPTIONS = {"fetch.min.bytes": 4_096, "fetch.wait.max.ms": 20}
+FETCH_OPTIONS = {"fetch.min.bytes": 4_096, "fetch.wait.max.ms": 40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

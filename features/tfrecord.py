@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from features.declare import Array, Feature, FeatureSet
 from features.example_bytes import LABELS, NUMBERS, TEXTS
 from features.examples import LABELS as LABEL_COUNT
 from schemas.errors import Refused
+
+Wanted = Callable[[Array, Array], Array]
+_TIME = "event_time"
 
 
 def parse_spec(features: FeatureSet, lacking: Collection[str] = ()) -> dict[str, Any]:
@@ -36,15 +39,15 @@ def parsed(
     records: Sequence[bytes],
     features: FeatureSet,
     *,
-    labelled: Sequence[int] = (),
+    wanted: Wanted | None = None,
     lacking: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Array]:
     """
     Serialized examples by column name, [n] or [n, length] each.
 
     Args:
-        labelled: only examples with a label of these event types; the others are dropped before
-            their features are parsed. Empty: all.
+        wanted: which examples, by labels [n, types] and event time [n]; the others are dropped
+            before their features are parsed, which is most of the work. None: all.
         lacking: fingerprints of other feature sets that examples may be of, and the features that
             those do not have.
 
@@ -55,9 +58,9 @@ def parsed(
     spec = parse_spec(features, {name for names in others.values() for name in names})
     try:
         serialized = tf.constant(list(records), tf.string, [len(records)])
-        if labelled:
-            labels = tf.io.parse_example(serialized, {LABELS: spec[LABELS]})[LABELS]
-            kept = tf.reduce_any(tf.gather(labels, list(labelled), axis=1) > 0, axis=1)
+        if wanted is not None:
+            seen = tf.io.parse_example(serialized, {n: spec[n] for n in (LABELS, _TIME)})
+            kept = wanted(seen[LABELS].numpy(), seen[_TIME].numpy())
             serialized = tf.boolean_mask(serialized, kept)
         found = {
             name: values.numpy() for name, values in tf.io.parse_example(serialized, spec).items()

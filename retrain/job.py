@@ -45,8 +45,10 @@ from retrain.recipe import DEMO_TRAIN, TrainPolicy
 from retrain.report import Integrity
 from retrain.roles import history_items
 from retrain.snapshot import (
+    Replay,
     SanityPolicy,
     Snapshot,
+    Span,
     defaulted,
     file_problems,
     problems,
@@ -191,19 +193,24 @@ class _Job:
             shop.tell(f"{count} of them are older than the feature {name}: they get its default")
         until = order.train_until or shop.clock.now_ms()
         try:
-            examples = read(
-                self._snapshot,
-                shop.features,
-                from_ms=order.train_from,
-                until_ms=until + 1,
-                most=shop.policy.train.most_examples,
-            )
+            examples = read(self._snapshot, shop.features, self._span(until), self._replay())
         except Refused as error:
             return self._end(Status.REJECTED_DATA, str(error))
         if found := tuple(problems(examples, shop.features, shop.policy.sanity, until)):
             return self._end(Status.REJECTED_DATA, *found)
         self._took("read_s")
         return self._trained(examples)
+
+    def _span(self, until_ms: int) -> Span:
+        most = self._shop.policy.train.most_examples
+        return Span(from_ms=self._order.train_from, until_ms=until_ms + 1, most=most)
+
+    def _replay(self) -> Replay | None:
+        """What a training after a change learns again; None: there was no change."""
+        policy, recent = self._shop.policy.train, self._order.recent_from_ms
+        if recent is None:
+            return None
+        return Replay(recent_from_ms=recent, most=policy.replay_most, seed=policy.seed)
 
     def _trained(self, examples: Examples) -> JobResult:
         from retrain.export import Sample, export  # noqa: PLC0415 - loads TensorFlow

@@ -15,7 +15,7 @@ from retrain.holdout import hold_out
 from retrain.job import CUT_MS, Shop
 from retrain.ranking import Interval
 from retrain.report import Report
-from retrain.snapshot import file_problems, read, take_snapshot
+from retrain.snapshot import Span, file_problems, read, take_snapshot
 from schemas.errors import Refused
 
 
@@ -56,13 +56,8 @@ def evaluate_version(shop: Shop, version: int) -> Comparison:
     if not cut:
         raise Refused(f"version {version} does not say up to when it was trained")
     shop.tell(f"reading {snapshot.records} examples")
-    examples = read(
-        snapshot,
-        features,
-        from_ms=0,
-        until_ms=shop.clock.now_ms() + 1,
-        most=shop.policy.train.most_examples,
-    )
+    most, now_ms = shop.policy.train.most_examples, shop.clock.now_ms()
+    examples = read(snapshot, features, Span(from_ms=0, until_ms=now_ms + 1, most=most))
     known = popular(examples, np.flatnonzero(examples.event_time < cut))
     after = take(examples, np.flatnonzero(examples.event_time >= cut))
     holdout = hold_out(after, features, shop.policy.evaluation, head=known.head)

@@ -59,7 +59,7 @@ class TrainPolicy:
     most_examples: int = 2_000_000  # the newest: 1 kB of memory each
     recent_share: float = 0.4  # of the choices since that change, held out instead
     recent_weight: float = 2.0  # of examples after the change that the training answers
-    replay_most: int = 2_000_000  # of the choices before that change: a sample is learned again
+    replay_most: int = 2_000_000  # choices before that change that are learned again
     label_weights: tuple[LabelWeight, ...] = (
         LabelWeight(event_type=EventType.LIKE, weight=2.0),
         LabelWeight(event_type=EventType.SHARE, weight=2.0),

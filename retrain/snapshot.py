@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -137,11 +137,34 @@ def defaulted(snapshot: Snapshot, features: FeatureSet) -> Counter[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Which choices to read: event time in [from_ms, until_ms), the newest `most` of them."""
+
+    from_ms: int
+    until_ms: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """
+    After a change: all choices since then, and about `most` of those before, chosen by chance.
+
+    A replayed sample keeps what was learned before from being forgotten (experience replay, Rolnick
+    et al. 2019) at a cost that does not grow with history.
+    """
+
+    recent_from_ms: int
+    most: int
+    seed: int = 0
+
+
 def read(
-    snapshot: Snapshot, features: FeatureSet, *, from_ms: int, until_ms: int, most: int
+    snapshot: Snapshot, features: FeatureSet, span: Span, replay: Replay | None = None
 ) -> Examples:
     """
-    The newest `most` choices with event time in [from_ms, until_ms), in order of time.
+    The choices of a span, in order of time. The same arguments give the same examples.
 
     What was shown and not chosen is left out: the softmax over the whole catalogue needs no
     negatives, and there are ten times as many.
@@ -152,23 +175,37 @@ def read(
     from features.tfrecord import parsed  # noqa: PLC0415 - loads TensorFlow
 
     parts = []
-    others = snapshot.lacking(features)
+    others, wanted = snapshot.lacking(features), _wanted(snapshot, span, replay)
     files = [
         ExampleFile(path=snapshot.root / f.path, records=f.records, sha256=f.sha256)
         for f in snapshot.files
     ]
     with closing(ExampleReader(files, ReadPolicy())) as reader:
         while records := _taken(reader):
-            batch = parsed(records, features, labelled=[int(t) for t in TARGETS], lacking=others)
-            part = _examples(batch, features)
-            inside = (part.event_time >= from_ms) & (part.event_time < until_ms)
-            if inside.any():
-                parts.append(part if inside.all() else take(part, np.flatnonzero(inside)))
+            batch = parsed(records, features, wanted=wanted, lacking=others)
+            parts.append(_examples(batch, features))
     if not parts:
         return _nothing(features)
     found = concat(parts)
-    order = np.lexsort((found.position, found.events_offset, found.event_time))[-most:]
+    order = np.lexsort((found.position, found.events_offset, found.event_time))[-span.most :]
     return take(found, order)
+
+
+def _wanted(
+    snapshot: Snapshot, span: Span, replay: Replay | None
+) -> Callable[[Array, Array], Array]:
+    targets = [int(t) for t in TARGETS]
+    random = np.random.default_rng(replay.seed if replay else 0)
+    share = min(1.0, replay.most / max(1, snapshot.records)) if replay else 1.0
+    recent_from_ms = replay.recent_from_ms if replay else 0
+
+    def wanted(labels: Array, event_time: Array) -> Array:
+        inside = (event_time >= span.from_ms) & (event_time < span.until_ms)
+        chosen = (labels[:, targets] > 0).any(axis=1)
+        drawn = random.random(len(event_time)) < share
+        return np.asarray(inside & chosen & (drawn | (event_time >= recent_from_ms)))
+
+    return wanted
 
 
 def _taken(reader: ExampleReader) -> list[bytes]:

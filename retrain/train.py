@@ -115,9 +115,7 @@ def train(
         listener: told after every epoch.
     """
     weights = weights_of(examples.labels[rows], examples.event_time[rows], policy, recent_from_ms)
-    positive = replayed(
-        np.flatnonzero(weights > 0), examples.event_time[rows], policy, recent_from_ms
-    )
+    positive = np.flatnonzero(weights > 0)
     if len(positive) < policy.least_positives:
         reason = f"{len(positive)} choices, at least {policy.least_positives} needed"
         return Failed(reason=reason, insufficient=True)
@@ -235,37 +233,6 @@ def _stepper(
         return loss, norm
 
     return step
-
-
-def replayed(
-    positive: NDArray[np.int64],
-    event_time: NDArray[np.int64],
-    policy: TrainPolicy,
-    recent_from_ms: int | None,
-) -> NDArray[np.int64]:
-    """
-    The choices to learn from: all since a change, and at most `replay_most` of those before it.
-
-    A replayed sample keeps what was learned before from being forgotten (experience replay, Rolnick
-    et al. 2019) at a cost that does not grow with history.
-
-    Args:
-        positive: [m] places of the choices among the rows, ascending.
-        event_time: of the rows, ms.
-        recent_from_ms: when the change began; None: there was none, and all are learned.
-
-    >>> policy = TrainPolicy(replay_most=1)
-    >>> replayed(np.arange(4), np.array([1, 2, 8, 9]), policy, 8)[-2:].tolist()
-    [2, 3]
-    """
-    if recent_from_ms is None:
-        return positive
-    before = positive[event_time[positive] < recent_from_ms]
-    if len(before) <= policy.replay_most:
-        return positive
-    random = np.random.default_rng(policy.seed)
-    sample = random.choice(before, policy.replay_most, replace=False)
-    return np.sort(np.concatenate([sample, positive[event_time[positive] >= recent_from_ms]]))
 
 
 def _targets(

@@ -35,7 +35,7 @@ WAIT_S = 60.0
 TICK_S = 0.25
 # Workers that need no model: they start while the first one is trained.
 BESIDE: Final = {
-    "join": ("features", "join", "--rotate-s", "2"),
+    "join": ("features", "join", "--rotate-s", "4"),
     "archive": ("features", "archive", "--rotate-s", "10"),
     "monitor": ("monitor", "--surface", SURFACE, "--json"),
     "control": ("control", "--surface", SURFACE),
@@ -160,7 +160,7 @@ class Demo:
     def _serve(self, crew: Crew, log: KafkaLog, registry: RemoteRegistry) -> None:
         """The workers of live traffic, and the observer."""
         self._phase("starting the workers")
-        crew.worker("serve", "serve", "--max-wait-ms", "20")
+        crew.worker("serve", "serve", "--max-wait-ms", "40")
         for name in BESIDE:
             crew.supervisor.wait(name)
         assert self.traffic is not None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from features.assemble import ItemFeatures, UserFeatures
-from features.declare import Feature, FeatureSet, Level
+from features.declare import Array, Feature, FeatureSet, Level
 from features.example_bytes import encode, framed, unframed
 from features.examples import LABELS, Examples, concat, take
 from schemas.errors import Refused
@@ -79,15 +79,19 @@ def test_tensorflows_own_reader_takes_the_files_and_their_checksums(tmp_path: Pa
 
 
 @pytest.mark.tf
-def test_only_examples_with_the_labels_asked_for_are_parsed() -> None:
+def test_only_the_examples_wanted_are_parsed() -> None:
     from features.tfrecord import parsed
 
-    written = examples(40)
-    read = parsed(encode(written, FEATURES), FEATURES, labelled=[2])
-    kept = written.labels[:, 2] > 0
+    written = replace(examples(40), event_time=1_700_000_000_000 + np.arange(40))
+
+    def wanted(labels: Array, event_time: Array) -> Array:
+        return (labels[:, 2] > 0) & (event_time > 1_700_000_000_010)
+
+    kept = wanted(written.labels, written.event_time)
+    read = parsed(encode(written, FEATURES), FEATURES, wanted=wanted)
     assert 0 < kept.sum() < 40
     np.testing.assert_array_equal(read["events_offset"], np.flatnonzero(kept))
-    assert len(parsed([], FEATURES, labelled=[2])["event_time"]) == 0
+    assert len(parsed([], FEATURES, wanted=wanted)["event_time"]) == 0
 
 
 @pytest.mark.tf

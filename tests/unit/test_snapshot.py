@@ -15,7 +15,7 @@ from features.declare import Feature, FeatureSet, Level, declared
 from features.disk import Place, place
 from features.example_bytes import encode, framed
 from features.examples import Examples
-from retrain.snapshot import defaulted, file_problems, read, take_snapshot
+from retrain.snapshot import Replay, Span, defaulted, file_problems, read, take_snapshot
 from schemas.errors import Refused
 from tests.unit.test_example_bytes import FEATURES, examples, nothing
 
@@ -25,6 +25,7 @@ def feature(name: str, **changes: object) -> Feature:
     return Feature(**(given | changes))  # type: ignore[arg-type]
 
 
+ALL = Span(from_ms=0, until_ms=2**62, most=100)
 WIDER = FeatureSet((*FEATURES.features, feature("trend", default=7.0, defaultable=True)))
 OTHER = FeatureSet((*FEATURES.features, feature("trend")))
 
@@ -53,7 +54,7 @@ def write(root: Place, found: Examples, features: FeatureSet) -> None:
 
 def begun() -> Examples:
     """Examples from before the feature was declared; the first five chose nothing."""
-    found = examples(20)
+    found = replace(examples(20), event_time=1_700_000_000_000 + np.arange(20))
     found.labels[:5] = 0
     return found
 
@@ -91,7 +92,7 @@ def test_damaged_files_are_problems_by_name(root: Path) -> None:
     assert missing == f"{first}: missing"
     assert truncated.startswith(f"{second}: truncated")
     with pytest.raises(Refused, match="the archive cannot be read"):
-        read(snapshot, WIDER, from_ms=0, until_ms=2**62, most=100)
+        read(snapshot, WIDER, ALL)
 
 
 @pytest.mark.tf
@@ -100,8 +101,24 @@ def test_old_and_new_examples_are_read_together_from_folder_and_store(root: Path
     write(store, begun(), FEATURES)
     write(store, widened(examples(10, seed=1)), WIDER)
     for at in (root, store):
-        found = read(take_snapshot(at), WIDER, from_ms=0, until_ms=2**62, most=100)
+        found = read(take_snapshot(at), WIDER, ALL)
         assert len(found) == 25, "only what was chosen"
         trend = found.items.floats[:, -1]
         assert set(trend.tolist()) == {1.0, 7.0}
         assert found.fingerprint == WIDER.fingerprint
+
+
+@pytest.mark.tf
+def test_after_a_change_all_that_is_new_is_read_and_a_sample_of_what_is_old(root: Path) -> None:
+    every = read(take_snapshot(root), WIDER, ALL)
+    middle = int(np.median(every.event_time))
+    replay = Replay(recent_from_ms=middle, most=0)
+    recent = read(take_snapshot(root), WIDER, ALL, replay)
+    assert len(recent) == (every.event_time >= middle).sum() < len(every)
+    some = [
+        read(take_snapshot(root), WIDER, ALL, Replay(recent_from_ms=2**62, most=15, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert 0 < len(some[0]) < len(every)
+    assert some[0].request_id == some[1].request_id, "the same seed draws the same"
+    assert some[0].request_id != some[2].request_id

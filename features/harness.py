@@ -9,19 +9,16 @@ was not written is read again by the next worker.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 import threading
 
-import grpc  # type: ignore[import-untyped]
-from apache_beam.portability.api import (
-    beam_provision_api_pb2,
-    beam_provision_api_pb2_grpc,
-    endpoints_pb2,
-)
+from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc
+from apache_beam.runners.job import utils as job_utils
 from apache_beam.runners.worker import sdk_worker_main
-from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
+from apache_beam.runners.worker.channel_factory import GRPCChannelFactory
 
 PROVISION_TIMEOUT_S = 30.0
 ORPHANED = 9
@@ -53,7 +50,7 @@ def main() -> None:
 
 def environment(worker_id: str, provision_endpoint: str) -> dict[str, str]:
     """What Beam's container boot program would put into the environment of a worker."""
-    with grpc.insecure_channel(provision_endpoint) as channel:
+    with GRPCChannelFactory.insecure_channel(provision_endpoint) as channel:
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         info = stub.GetProvisionInfo(
             beam_provision_api_pb2.GetProvisionInfoRequest(),
@@ -62,15 +59,16 @@ def environment(worker_id: str, provision_endpoint: str) -> dict[str, str]:
         ).info
     return {
         "WORKER_ID": worker_id,
-        "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
-        "CONTROL_API_SERVICE_DESCRIPTOR": _text(info.control_endpoint),
-        "LOGGING_API_SERVICE_DESCRIPTOR": _text(info.logging_endpoint),
+        "PIPELINE_OPTIONS": json.dumps(job_utils.struct_to_dict(info.pipeline_options)),
+        "CONTROL_API_SERVICE_DESCRIPTOR": _text(info.control_endpoint.url),
+        "LOGGING_API_SERVICE_DESCRIPTOR": _text(info.logging_endpoint.url),
         "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
     }
 
 
-def _text(endpoint: endpoints_pb2.ApiServiceDescriptor) -> str:
-    return str(text_format.MessageToString(endpoint))
+def _text(url: str) -> str:
+    """An endpoint as protobuf writes it in text."""
+    return f'url: "{url}"'
 
 
 def _end_with_parent() -> None:

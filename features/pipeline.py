@@ -142,7 +142,7 @@ class Submitted:
         try:
             if self._result.wait_until_finish() == PipelineState.FAILED:
                 self._error = RuntimeError("no reason was given")
-        except Exception as error:  # noqa: BLE001 - told by `wait`
+        except Exception as error:  # noqa: BLE001 - told by `ended`
             self._error = error
         finally:
             self._ended.set()

@@ -145,7 +145,7 @@ def size_bytes(folder: Path) -> int:
 
 def _traced(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
     named_specs = {n: tf.TensorSpec(s.shape, s.dtype, name=n) for n, s in specs.items()}
-    return tf.function(function).get_concrete_function(**named_specs)
+    return tf.function(function, autograph=False).get_concrete_function(**named_specs)
 
 
 def _flat(shape: tf.Tensor) -> tf.Tensor:

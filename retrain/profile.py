@@ -37,7 +37,7 @@ DEMO: Final = Profile(
         window_ms=3_000,
         maturity_ms=4_000,
         lateness_ms=1_000,
-        settle_windows=8,
+        settle_windows=5,
         reference_windows=8,
         detector=DetectorPolicy(warn=100.0, act=1_000.0, least_effective=60.0),
         quality=QualityPolicy(least_answers=30),
@@ -47,7 +47,7 @@ DEMO: Final = Profile(
     trigger=TriggerPolicy(
         cooldown_ms=60_000,
         budget_window_ms=3_600_000,
-        least_lists=1_100,
+        least_lists=800,
         least_positives=500,
         lookback_ms=400 * 24 * 3_600_000,  # the replayed data set's whole span
     ),

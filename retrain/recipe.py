@@ -80,7 +80,7 @@ class TrainPolicy:
         """
         Passes over so many choices.
 
-        >>> TrainPolicy(epochs=1, least_steps=150, batch=256).epochs_of(21_000)
+        >>> TrainPolicy(epochs=1, least_steps=90, batch=256).epochs_of(21_000)
         2
         """
         return max(self.epochs, -(-self.least_steps // max(1, choices // self.batch)))
@@ -97,7 +97,7 @@ DEMO_TRAIN = TrainPolicy(
     holdout_share=0.1,
     recent_share=0.25,
     recent_weight=40.0,
-    replay_most=20_000,
+    replay_most=12_000,
     embargo_ms=5_000,
     least_positives=500,
 )

@@ -219,7 +219,7 @@ def _stepper(
     variables = network.trainable_variables
     optimizer.build(variables)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(inputs: Any, targets: tf.Tensor, weights: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
             logits = network(inputs, training=True)

@@ -21,7 +21,8 @@ from schemas.events import ItemFeatures
 
 log = structlog.get_logger(__name__)
 
-EVERY_S = 0.25
+# Item windows are closed hours: a second more is nothing to them, and what changes often goes once.
+EVERY_S = 1.0
 MAX_ITEMS = 2_000  # of one transaction
 LAST_ROUND_S = 10.0
 

@@ -47,8 +47,8 @@ DEMO: Final = Profile(
     trigger=TriggerPolicy(
         cooldown_ms=60_000,
         budget_window_ms=3_600_000,
-        least_lists=800,
-        least_positives=500,
+        least_lists=1_300,
+        least_positives=900,
         lookback_ms=400 * 24 * 3_600_000,  # the replayed data set's whole span
     ),
     rollout=RolloutPolicy(

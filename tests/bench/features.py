@@ -14,7 +14,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import decode, freshness, growth, lists, memory, plots, same_job, to_rows
+from tests.bench import (
+    backfill,
+    decode,
+    examples_writing,
+    freshness,
+    growth,
+    item_table,
+    lists,
+    memory,
+    plots,
+    row_memory,
+    row_reads,
+    same_job,
+    to_rows,
+)
 from tests.bench.harness import Part, measured, print_table, write
 from tests.bench.measure import machine
 from tests.bench.world import Sizes, World, world
@@ -27,10 +41,15 @@ FRESH_PER_S = 20_000
 PARTS: tuple[Part[World], ...] = (
     Part(name="decode", run=decode.run),
     Part(name="rows", run=partial(to_rows.run, aim=ROWS_AIM)),
+    Part(name="row-reads", run=row_reads.run),
+    Part(name="row-memory", run=row_memory.run),
     Part(name="same-job", run=same_job.run),
     Part(name="batches", run=growth.batches),
     Part(name="users", run=growth.users),
     Part(name="freshness", run=freshness.run),
+    Part(name="backfill", run=backfill.run),
+    Part(name="examples", run=lambda _: examples_writing.run()),
+    Part(name="item-table", run=lambda _: iter(item_table.run())),
     Part(name="lists", run=lists.run),
     Part(name="memory", run=memory.run),
 )

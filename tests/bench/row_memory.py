@@ -9,6 +9,8 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
+from deploy import ports, valkey
+from deploy.supervise import Supervisor
 from features import rows
 from features.catalog import CATALOG
 from features.declare import DAY_MS, HOUR_MS
@@ -18,8 +20,11 @@ from features.redis_store import RedisStore
 from features.rows import Rows
 from features.store import Position, Update
 from schemas.events import EventType
+from tests.bench.figures import Figure, figure
+from tests.bench.world import Sizes, World
 
 NOW_MS = 1_750_000_000_000
+USERS = 1_000_000
 _CHUNK = 20_000  # users folded at a time
 _BATCH = 2_000  # rows written at a time
 # What an interaction is followed by, on the same item; else another item is viewed.
@@ -104,6 +109,28 @@ class RowMemory:
     median_history: float  # interactions that a row holds
     row_bytes: float  # of a stored value, mean
     used_bytes: float  # growth of the store's used_memory a user
+
+
+def run(world: World) -> Iterator[Figure]:
+    """A crowd's rows in a store of their own."""
+    users = max(31_250, round(USERS * world.sizes.events / Sizes().events))
+    with Supervisor() as supervisor, ports.reserve(1) as reserved:
+        options = valkey.ValkeyOptions(
+            directory=world.directory / "row-memory", port=reserved.numbers[0], durable=False
+        )
+        supervisor.start(valkey.service(options))
+        found = measured(options.url, Crowd(users=users))
+    yield figure(
+        "memory of rows, a million users with a median of 20 interactions",
+        found.used_bytes * USERS / 2**30,
+        "GiB",
+        aim=0.5,
+        smaller_is_better=True,
+        users=found.users,
+        row_bytes=round(found.row_bytes),
+        used_bytes_per_user=round(found.used_bytes),
+        note="growth of used_memory, keys and lifetimes included; no impressions",
+    )
 
 
 def measured(url: str, crowd: Crowd) -> RowMemory:

@@ -18,8 +18,8 @@ class DemoPlan:
     sessions_per_hour: float = 40.0  # of one shopper: about 35 requests a second in all
     click: float = 0.25  # chance to click a perfect item in the first place
     catalogue: int = 480  # items of the shop
-    flip_at_s: float = 54.0  # after the shoppers' arrival: the reference is frozen by then
-    after_release_s: float = 10.0  # traffic on the new model before the end
+    flip_at_s: float = 44.0  # after the shoppers' arrival: the reference is frozen by then
+    after_release_s: float = 8.0  # traffic on the new model before the end
     limit_s: float = 360.0  # of the whole run
     alert_windows: int = 8  # an ACT alert must come at most so many windows after the flip
 

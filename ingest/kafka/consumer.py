@@ -236,7 +236,7 @@ def consumer_settings(read_committed: bool) -> dict[str, Any]:
 
 # For readers that need not be quick: few large answers to a fetch instead of many small ones, of
 # which each costs the broker and the reader about the same.
-GATHERED: Final[Options] = {"fetch.min.bytes": 131_072, "fetch.wait.max.ms": 300}
+GATHERED: Final[Options] = {"fetch.min.bytes": 131_072, "fetch.wait.max.ms": 800}
 
 
 class KafkaSource:

@@ -135,17 +135,20 @@ def stack_up(
     """
     Start Kafka, Valkey and the registry on this machine and create the topics. Idempotent.
 
-    Data and logs are under `out/stack` and survive a restart.
+    Data and logs are under `out/stack` and survive a restart. A key that signs models and releases
+    is made if there is none.
 
     Example: `millstream stack up --partitions 4`
     """
     from deploy import stack  # noqa: PLC0415 - keeps --help quick
+    from inference.signature import ensure_key  # noqa: PLC0415
 
     settings: Settings = context.obj
     with err.status("starting") as spinner:
         started = stack.up(settings, partitions, with_flink=flink, tell=spinner.update)
         spinner.update("creating topics")
         created = stack.create_topics(settings, partitions)
+        ensure_key(settings.keys_dir)
     if not as_json:
         err.print(
             f"started: {', '.join(started) or 'nothing, all was up'}; "

@@ -128,6 +128,23 @@ def list_releases(context: typer.Context, as_json: Json = False) -> None:
         out.print(f"generation {state.release.generation}: {state.release.reason}", highlight=False)
 
 
+@release_app.command("create-key")
+def create_key(context: typer.Context, as_json: Json = False) -> None:
+    """
+    Make the key pair that signs models and releases, if there is none. Keep the `.key` file secret.
+
+    Example: `millstream release create-key`
+    """
+    from inference.signature import ensure_key  # noqa: PLC0415 - keeps --help quick
+
+    settings: Settings = context.obj
+    key = ensure_key(settings.keys_dir)
+    if as_json:
+        print_json({"key_id": key.key_id, "keys_dir": str(settings.keys_dir)})
+    else:
+        out.print(f"key {key.key_id} in {settings.keys_dir}", highlight=False)
+
+
 @release_app.command()
 def promote(
     context: typer.Context,

@@ -159,7 +159,9 @@ def load_key(folder: Path, name: str = GATE) -> SigningKey:
     try:
         private = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise Misconfigured(f"signing key {path} cannot be read: {error}") from error
+        raise Misconfigured(
+            f"signing key {path} cannot be read: {error}; `millstream release create-key` makes one"
+        ) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise Misconfigured(f"signing key {path} is not an Ed25519 key")
     return SigningKey._of(private)

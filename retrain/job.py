@@ -193,7 +193,7 @@ class _Job:
             shop.tell(f"{count} of them are older than the feature {name}: they get its default")
         until = order.train_until or shop.clock.now_ms()
         try:
-            examples = read(self._snapshot, shop.features, self._span(until), self._replay())
+            examples = read(self._snapshot, shop.features, *self._wanted(until))
         except Refused as error:
             return self._end(Status.REJECTED_DATA, str(error))
         if found := tuple(problems(examples, shop.features, shop.policy.sanity, until)):
@@ -201,16 +201,13 @@ class _Job:
         self._took("read_s")
         return self._trained(examples)
 
-    def _span(self, until_ms: int) -> Span:
-        most = self._shop.policy.train.most_examples
-        return Span(from_ms=self._order.train_from, until_ms=until_ms + 1, most=most)
-
-    def _replay(self) -> Replay | None:
-        """What a training after a change learns again; None: there was no change."""
-        policy, recent = self._shop.policy.train, self._order.recent_from_ms
+    def _wanted(self, until_ms: int) -> tuple[Span, Replay | None]:
+        """What to learn; and, after a change, how much of what came before it again."""
+        policy, order, recent = self._shop.policy.train, self._order, self._order.recent_from_ms
+        span = Span(from_ms=order.train_from, until_ms=until_ms + 1, most=policy.most_examples)
         if recent is None:
-            return None
-        return Replay(recent_from_ms=recent, most=policy.replay_most, seed=policy.seed)
+            return span, None
+        return span, Replay(recent_from_ms=recent, most=policy.replay_most, seed=policy.seed)
 
     def _trained(self, examples: Examples) -> JobResult:
         from retrain.export import Sample, export  # noqa: PLC0415 - loads TensorFlow

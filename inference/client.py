@@ -45,6 +45,8 @@ def ask(settings: Settings, question: Question) -> Told:
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
     known = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
     source = KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)
+    # Apart: a consumer that is given another topic waits a second for what it knows of it.
+    catalogue = KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)
     try:
         # From here on: the answer is after what stands there now.
         key = question.user_id.encode()
@@ -58,9 +60,10 @@ def ask(settings: Settings, question: Question) -> Told:
         answer = _awaited(source, decoder, request_id, clock, settings.timeout_s)
         took_ms = round(1000 * (clock.monotonic_s() - start_s))
         wanted = {item.item_id for item in answer.items}
-        titles = titles_of(source, known, topics.item_updates, registry, wanted)
+        titles = titles_of(catalogue, known, topics.item_updates, registry, wanted)
     finally:
         source.close()
+        catalogue.close()
     return Told(answer=answer, titles=titles, took_ms=took_ms)
 
 

@@ -76,7 +76,7 @@ def audit(
         fingerprint=parts.features.fingerprint,
         since_ms=since_ms,
         left_out=read.left_out,
-        skipped=read.skipped,
+        skipped=dict(read.skipped),
     )
     if read.answers is not None:
         report = _compared(parts, policy, read, read.answers, report)
@@ -122,7 +122,7 @@ def _compared(
         users=len(np.unique(answers.lists.user_hash[index])),
         answers=len(index),
         entries=items.entries,
-        skipped=+skipped,
+        skipped=dict(+skipped),  # `asdict` would count a Counter's pairs
         features=(*users.features, *merged(items.parts)),
         wrong_answers=int(wrong.sum()),
         leaks=leaks,

@@ -18,6 +18,8 @@ from tests.flink_world import Cluster
 
 WAIT_S = 240.0  # a busy machine
 MOST_EVENTS = 5_000_000
+WRITES_WITHIN_S = 30.0  # a worker that has a bundle; on an idle machine it takes one
+FREEZES = 5
 REFUSED = "PositionMoved("  # of a worker whose partition is another's
 Eventually = Callable[..., None]
 
@@ -51,6 +53,7 @@ class Course:
 
     def __init__(self, world: World, cluster: Cluster, eventually: Eventually) -> None:
         self.world, self.cluster, self._eventually = world, cluster, eventually
+        self._clock = SystemClock()
 
     def goes_on(self) -> None:
         """Every partition is folded past where the log ends now."""
@@ -94,7 +97,14 @@ class Course:
         self.cluster.start(name)
 
     def freeze_machine(self) -> None:
-        """A TaskManager and its worker stand still until others own their partitions."""
+        """
+        A TaskManager and its worker stand still until others own their partitions; then the worker
+        wakes up and is refused. It can be caught between two bundles, with nothing to write until
+        its TaskManager, which sleeps on, gives it more: then it is done again.
+        """
+        self._eventually(self._zombie_was_refused, FREEZES * WAIT_S)
+
+    def _zombie_was_refused(self) -> bool:
         name, worker = self.owner()
         manager = self.cluster.child(name).pid
         for pid in (manager, worker.pid):
@@ -103,10 +113,15 @@ class Course:
         refused = self.cluster.worker_log().count(REFUSED)
         # The worker alone: it folds on where it stood, as nobody has told it to stop.
         os.kill(worker.pid, signal.SIGCONT)
-        self._eventually(lambda: self.cluster.worker_log().count(REFUSED) > refused, WAIT_S)
+        deadline_s = self._clock.monotonic_s() + WRITES_WITHIN_S
+        while not (found := self.cluster.worker_log().count(REFUSED) > refused):
+            if self._clock.monotonic_s() > deadline_s:
+                break
+            self._clock.sleep(0.1)
         os.kill(manager, signal.SIGCONT)
         self._eventually(lambda: name in self.cluster.master.task_managers(), WAIT_S)
         self.goes_on()
+        return found
 
     def kill_job_manager(self, job: Job) -> None:
         """The job is gone with it; another one is submitted by the caller."""

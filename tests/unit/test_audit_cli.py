@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -84,3 +85,11 @@ def test_what_chooses_nothing_is_told(option: list[str], said: str) -> None:
 def test_a_time_without_a_zone_is_in_utc() -> None:
     assert audit_cli._ms("1970-01-02") == 86_400_000
     assert audit_cli._ms("1970-01-01T02:00+01:00") == 3_600_000
+
+
+def test_what_was_not_compared_is_told_to_machines_as_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = replace(REPORT, skipped={"items changed since": 2})
+    audit_cli._print(report, audit_record.recorded(report, Pass(), 1), as_json=True)
+    assert json.loads(capsys.readouterr().out)["skipped"] == {"items changed since": 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import dataclass
 
 from ingest.clock import Clock, SystemClock
@@ -45,8 +46,6 @@ def ask(settings: Settings, question: Question) -> Told:
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
     known = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
     source = KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)
-    # Apart: a consumer that is given another topic waits a second for what it knows of it.
-    catalogue = KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)
     try:
         # From here on: the answer is after what stands there now.
         key = question.user_id.encode()
@@ -60,10 +59,12 @@ def ask(settings: Settings, question: Question) -> Told:
         answer = _awaited(source, decoder, request_id, clock, settings.timeout_s)
         took_ms = round(1000 * (clock.monotonic_s() - start_s))
         wanted = {item.item_id for item in answer.items}
-        titles = titles_of(catalogue, known, topics.item_updates, registry, wanted)
+        # Another consumer, made only now: one that is given a topic later than at its start, or
+        # another topic, looks for it once a second.
+        with closing(KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s)) as of:
+            titles = titles_of(of, known, topics.item_updates, registry, wanted)
     finally:
         source.close()
-        catalogue.close()
     return Told(answer=answer, titles=titles, took_ms=took_ms)
 
 

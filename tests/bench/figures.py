@@ -18,7 +18,7 @@ class Figure:
     """
     One measured number.
 
-    aim:    the figure that the issue names; None: none is named.
+    aim:    the figure to reach; None: none was set.
     ok:     whether the aim is met; None without an aim.
     peer:   who else does the same, measured in the same run; `ratio` is value / peer_value.
     limit:  the nearest bound in the same unit, measured in the same run; all of them are in

@@ -30,6 +30,7 @@ from ingest.topics import Topics
 from schemas.codec import Codec
 from schemas.columns import ColumnReader
 from schemas.events import Item, Recommendation, RecommendationRequest
+from tests.bench.asking import ask
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, TooSlow, chunks, quantiles_ms, seconds, shares
 from tests.bench.shop import COUNTRIES, DEVICES, SURFACES
@@ -70,6 +71,7 @@ def run(world: World) -> Iterator[Figure]:
         used = cores.used()
         told = client.told()
         client.close()
+        asked = ask(world, settings)
     yield figure(
         "request to recommendation through Kafka",
         per_s,
@@ -99,6 +101,7 @@ def run(world: World) -> Iterator[Figure]:
                 round(quantiles_ms(part)["p50_ms"]) for part in chunks(latencies, round(load))
             ],
         )
+    yield asked
 
 
 def _profile(told: dict[str, Any], taken_s: float) -> list[str]:

@@ -218,7 +218,7 @@ class World:
                 command=(sys.executable, "-m", "deploy.cli", *words),
                 log=log,
                 answers=ready_line(log),
-                environment={**_environment(settings), **(environment or {})},
+                environment={**variables(settings), **(environment or {})},
                 directory=ROOT,
                 ready_timeout_s=150.0,  # above what serve waits for its first model
             )
@@ -286,7 +286,8 @@ def by_partition(records: Sequence[Sent], place: Callable[[list[bytes]], Any]) -
     return found
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def variables(settings: Settings) -> dict[str, str]:
+    """What a `millstream` process has to be told to work with these settings."""
     names = (
         *("bootstrap_servers", "registry_url", "redis_url", "topic_prefix", "profile"),
         *("archive_dir", "models_dir", "keys_dir", "cache_dir"),

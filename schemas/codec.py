@@ -156,12 +156,8 @@ class Codec(Decoder[T]):
             Rejected: the value does not fit its schema.
             RegistryUnavailable: the schema could not be registered.
         """
-        if self._prefix is None:
-            subject = f"{self.topic}-value"
-            schema_id = self._registry.register(subject, schema_of(self._record_type))
-            self._prefix = _FRAME.pack(0, schema_id)
         stream = io.BytesIO()
-        stream.write(self._prefix)
+        stream.write(self.prefix())
         try:
             plain = self._to_plain(value)
             self._check(plain)
@@ -171,6 +167,19 @@ class Codec(Decoder[T]):
                 Reason.OUT_OF_RANGE, f"{type(value).__name__} cannot be encoded: {error}"
             ) from error
         return stream.getvalue()
+
+    def prefix(self) -> bytes:
+        """
+        What frames every value. Registers the schema on first use.
+
+        Raises:
+            RegistryUnavailable: the schema could not be registered.
+        """
+        if self._prefix is None:
+            subject = f"{self.topic}-value"
+            schema_id = self._registry.register(subject, schema_of(self._record_type))
+            self._prefix = _FRAME.pack(0, schema_id)
+        return self._prefix
 
     def encode_many(self, values: Iterable[T]) -> list[bytes]:
         """`encode` of each."""

@@ -1,9 +1,9 @@
 """
 Requests in, answers out, exactly once: the threads around the service.
 
-The fetching thread polls, decodes and batches; the scoring thread answers; the committing thread
-encodes and commits. A transaction holds the answers to a contiguous run of offsets of each
-partition, and those offsets, in order:
+The fetching thread polls, decodes and batches. Three threads take the steps of the service, each
+with a batch of its own: one prepares, one scores, one finishes, encodes and commits. A transaction
+holds the answers to a contiguous run of offsets of each partition, and those offsets, in order:
 
 1. dead letters of the run are flushed (a crash can repeat them: readers drop repeats)
 2. the transaction begins, answers are sent
@@ -18,13 +18,15 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
+from inference.answers import Answers
 from inference.batcher import Batcher, BatchPolicy
+from inference.encoding import AnswerWriter
 from inference.requests import Asked, Bad, Entry, RequestReader, next_offset, place
-from inference.service import Answers
+from inference.service import Prepared, Scored
 from ingest.clock import Clock
 from ingest.dead_letter import DeadLetters
 from ingest.log import (
@@ -34,9 +36,7 @@ from ingest.log import (
     TopicPartition,
     TransactionalProducer,
 )
-from schemas.codec import Codec
-from schemas.errors import PositionMoved, Rejected, Retryable
-from schemas.events import Recommendation, Status
+from schemas.errors import PositionMoved, Retryable
 
 log = structlog.get_logger(__name__)
 
@@ -52,19 +52,36 @@ class ConsumerPolicy:
     """Sizes and patience of the pipeline."""
 
     batch: BatchPolicy
-    ahead: int = 2  # full batches that may wait for the scoring thread, and scored ones
+    ahead: int = 2  # batches that may wait for each of the threads
     commit_batches: int = 8  # batches in one transaction, at most
     commit_tries: int = 5
     drain_s: float = 5.0  # how long a rebalance waits for what is under way
-    max_answer_bytes: int = 900_000  # under the broker's limit, with room for key and headers
+
+
+class Steps(Protocol):
+    """What is done with a batch; `inference.service.Service` does it."""
+
+    def prepare(self, asked: Sequence[Asked]) -> Prepared: ...
+
+    def score(self, prepared: Prepared) -> Scored: ...
+
+    def finish(self, scored: Scored) -> Answers: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T]):
+    """A run of entries, and what became so far of those that are requests."""
+
+    entries: Sequence[Entry]
+    made: T
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """A run of entries and the answers to those that are requests."""
+class Written:
+    """Answers as they are sent, and the requests that were poison."""
 
-    entries: Sequence[Entry]
-    answers: Answers
+    records: Sequence[Outgoing]
+    dead: Sequence[Bad]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +92,7 @@ class Ends:
     producer: TransactionalProducer
     dead_letters: DeadLetters
     reader: RequestReader
-    codec: Codec[Recommendation]
+    writer: AnswerWriter
     requests_topic: str
 
 
@@ -89,17 +106,18 @@ class Consumer:
     def __init__(
         self,
         ends: Ends,
-        answer: Callable[[Sequence[Asked]], Answers],
+        steps: Steps,
         policy: ConsumerPolicy,
         clock: Clock,
     ) -> None:
         self._ends = ends
-        self._answer = answer
+        self._steps = steps
         self._policy = policy
         self._clock = clock
         self._batcher: Batcher[Entry] = Batcher(policy.batch, clock)
-        self._to_score: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
-        self._to_commit: queue.Queue[Answered] = queue.Queue(policy.ahead)
+        self._to_prepare: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
+        self._to_score: queue.Queue[Step[Prepared]] = queue.Queue(policy.ahead)
+        self._to_commit: queue.Queue[Step[Scored]] = queue.Queue(policy.ahead)
         self._over = threading.Event()  # no more work: the threads leave
         self._error: BaseException | None = None
         self._settled = threading.Condition()
@@ -121,7 +139,11 @@ class Consumer:
         """
         threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
-            for name, work in (("score", self._score), ("commit", self._commit))
+            for name, work in (
+                ("prepare", self._prepare),
+                ("score", self._score),
+                ("commit", self._commit),
+            )
         ]
         for thread in threads:
             thread.start()
@@ -182,21 +204,21 @@ class Consumer:
 
     def _may_hand_on(self) -> bool:
         """
-        Full batches wait for the scoring thread in its queue, others here: they still grow.
+        Full batches wait for the next thread in its queue, others here: they still grow.
 
         A call costs as much for 1 row as for 30, so batches cut early would make it fall behind.
         """
         if len(self._batcher) >= self._policy.batch.max_size:
-            return not self._to_score.full()
+            return not self._to_prepare.full()
         return not self._unscored
 
     def _hand_on(self, entries: list[Entry]) -> None:
         with self._settled:
             self._under_way += len(entries)
             self._unscored += 1
-        self._put(self._to_score, entries)
+        self._put(self._to_prepare, entries)
 
-    def _insistently(self, call: Callable[[], list[Entry]]) -> list[Entry]:
+    def _insistently(self, call: Callable[[], T]) -> T:
         """A registry that does not answer makes requests wait; it loses none."""
         while not self._over.is_set() and self._error is None:
             try:
@@ -229,33 +251,42 @@ class Consumer:
             )
             return not self._under_way
 
-    # --- the scoring thread ----------------------------------------------------------------------
+    # --- the preparing and the scoring thread ----------------------------------------------------
+
+    def _prepare(self) -> None:
+        while (entries := self._get(self._to_prepare)) is not None:
+            asked = [one for one in entries if isinstance(one, Asked)]
+            self._put(self._to_score, Step(entries, self._steps.prepare(asked)))
 
     def _score(self) -> None:
-        while (entries := self._get(self._to_score)) is not None:
-            answers = self._answer([one for one in entries if isinstance(one, Asked)])
+        while (step := self._get(self._to_score)) is not None:
+            scored = self._steps.score(step.made)
             with self._settled:
                 self._unscored -= 1
-            self._put(self._to_commit, Answered(entries=entries, answers=answers))
+            self._put(self._to_commit, Step(step.entries, scored))
 
     # --- the committing thread -------------------------------------------------------------------
 
     def _commit(self) -> None:
         while (first := self._get(self._to_commit)) is not None:
-            run = [first]
+            run = [self._finished(first)]
             while len(run) < self._policy.commit_batches and not self._to_commit.empty():
-                run.append(self._to_commit.get())
+                run.append(self._finished(self._to_commit.get()))
             self._commit_run(run)
             with self._settled:
                 self._under_way -= sum(len(part.entries) for part in run)
                 self._settled.notify_all()
 
-    def _commit_run(self, run: Sequence[Answered]) -> None:
+    def _finished(self, step: Step[Scored]) -> Step[Written]:
+        answers = self._steps.finish(step.made)
+        records = self._insistently(lambda: self._ends.writer.records(answers))
+        return Step(step.entries, Written(records=records, dead=answers.dead))
+
+    def _commit_run(self, run: Sequence[Step[Written]]) -> None:
         bad: list[Bad] = [one for part in run for one in part.entries if isinstance(one, Bad)]
-        for one in [*bad, *(dead for part in run for dead in part.answers.dead)]:
+        for one in [*bad, *(dead for part in run for dead in part.made.dead)]:
             self._ends.dead_letters.add(one.batch, one.index, one.rejected)
-        answers = [answer for part in run for answer in part.answers.answers]
-        records = [self._record(answer) for answer in answers]
+        records = [record for part in run for record in part.made.records]
         positions = {place(one): next_offset(one) for part in run for one in part.entries}
         for tries_left in reversed(range(self._policy.commit_tries)):
             try:
@@ -270,26 +301,6 @@ class Consumer:
                 self._ask_for_group()
             else:
                 return
-
-    def _record(self, answer: Recommendation) -> Outgoing:
-        """An answer as a record; one that cannot be sent becomes one that says so."""
-        topic, key = self._ends.codec.topic, answer.user_id.encode()
-        try:
-            value = self._ends.codec.encode(answer)
-            problem = f"{len(value)} bytes" if len(value) > self._policy.max_answer_bytes else ""
-        except Rejected as rejected:
-            problem = str(rejected)
-        if problem:
-            log.error("serve.unsendable", request_id=answer.request_id, problem=problem)
-            excuse = Recommendation(
-                request_id=answer.request_id,
-                user_id=answer.user_id,
-                event_time=answer.event_time,
-                status=Status.INVALID,
-                message=f"the answer cannot be sent: {problem}; ask for fewer items",
-            )
-            value = self._ends.codec.encode(excuse)
-        return Outgoing(topic=topic, key=key, value=value)
 
     def _ask_for_group(self) -> None:
         """Wait a while for the fetching thread to hear from the group."""

@@ -96,16 +96,14 @@ class Scorer:
         good[good] = self._items.available[at[good]]
         keep = good.reshape(found.items.shape)
         keep &= np.cumsum(keep, axis=1) <= ks[:, None]
-        at = at.reshape(found.items.shape)
-        picks = {}
-        for row, i in enumerate(index.tolist()):
-            columns = np.flatnonzero(keep[row])
-            ids = self._items.ids
+        places, hashes, scores = at[keep.ravel()].tolist(), found.items[keep], found.scores[keep]
+        ids = [self._items.ids[place] for place in places]
+        picks, start = {}, 0
+        for i, stop in zip(index.tolist(), np.cumsum(keep.sum(axis=1)).tolist(), strict=True):
             picks[i] = Pick(
-                ids=tuple(ids[j] for j in at[row, columns].tolist()),
-                hashes=found.items[row, columns],
-                scores=found.scores[row, columns],
+                ids=tuple(ids[start:stop]), hashes=hashes[start:stop], scores=scores[start:stop]
             )
+            start = stop
         return picks
 
     def _ranked(self, model: Model, batch: Assembled, index: Index) -> dict[int, Pick]:

@@ -17,6 +17,7 @@ from features.redis_store import RedisStore
 from features.split import check_rows
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.encoding import AnswerWriter
 from inference.fallback import Popular
 from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
@@ -119,7 +120,7 @@ class Server:
         while not stop.is_set():
             try:
                 with self._ends() as ends:
-                    consumer = Consumer(ends, self._service.answer, self._policy(), self._clock)
+                    consumer = Consumer(ends, self._service, self._policy(), self._clock)
                     self._announce(consumer, stop)
                     consumer.run(stop)
             except PositionMoved as error:
@@ -152,8 +153,7 @@ class Server:
         batch = BatchPolicy(
             max_size=size, max_wait_s=self._options.max_wait_s, max_pending=max(1024, 8 * size)
         )
-        limit = int(self._settings.max_record_bytes * 0.9)
-        return ConsumerPolicy(batch=batch, max_answer_bytes=limit)
+        return ConsumerPolicy(batch=batch)
 
     def _announce(self, consumer: Consumer, stop: threading.Event) -> None:
         """Print the ready line once the group has dealt us our partitions."""
@@ -197,7 +197,10 @@ class Server:
                 producer=producer,
                 dead_letters=self._dead_letters(letters),
                 reader=RequestReader(self._registry),
-                codec=Codec(self._registry, Recommendation, topics.recommendations),
+                writer=AnswerWriter(
+                    Codec(self._registry, Recommendation, topics.recommendations),
+                    max_answer_bytes=int(self._settings.max_record_bytes * 0.9),
+                ),
                 requests_topic=topics.requests,
             )
 

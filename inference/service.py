@@ -1,5 +1,9 @@
 """
-The core of serving: decoded requests in, one answer each out.
+The core of serving: decoded requests in, one answer each out, in three steps.
+
+`prepare` reads and assembles, `score` calls models, `finish` puts the answers together. Each may
+run in a thread of its own, one batch at a time, while the next batch is prepared and the last one
+is finished.
 
 Soft at every step: without the store a request is scored on default features, without a model it
 gets popular items, and the answer says so. A request that breaks its batch is found by bisecting.
@@ -7,9 +11,11 @@ gets popular items, and the answer says so. A request that breaks its batch is f
 
 from __future__ import annotations
 
+import threading
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +25,7 @@ from numpy.typing import NDArray
 from features.assemble import ItemFeatures, assemble_users
 from features.declare import FeatureSet, UserContext
 from features.hashing import hash_ids
-from inference.answers import Built, Served, closed, recommendations, shadowed
+from inference.answers import Answered, Answers, Served, Times, closed, shadowed
 from inference.fallback import Popular
 from inference.live import Deployment, Live
 from inference.lookup import Found, RowLookup
@@ -50,14 +56,6 @@ class ServicePolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """One answer for each request, in order; the poisonous ones are dead letters as well."""
-
-    answers: tuple[Recommendation, ...]
-    dead: tuple[Bad, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the service works with."""
 
@@ -68,8 +66,39 @@ class Parts:
     live: Live
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """n requests, and of those that are to be scored what the models take."""
+
+    asked: Sequence[Asked]
+    closed: Mapping[int, Recommendation]  # refused already, by place in the batch
+    index: Sequence[int]  # places of the others
+    ready: Ready | None = None  # None: there are no others, or `error` came instead
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Requests with their rows, read and assembled."""
+
+    batch: Assembled
+    found: Found
+    times: Times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What the models gave."""
+
+    prepared: Prepared
+    served: Sequence[Served] = ()  # of the prepared `index`
+    shadows: Mapping[int, Shadow] = field(default_factory=dict)
+    score_us: int = 0
+    error: Exception | None = None
+
+
 class Service:
-    """Answers batches of requests. One thread at a time."""
+    """Answers batches of requests. Each of the three steps takes one batch at a time."""
 
     def __init__(
         self, parts: Parts, clock: Clock, metrics: Metrics, policy: ServicePolicy | None = None
@@ -79,74 +108,132 @@ class Service:
         self._metrics = metrics
         self._policy = policy or ServicePolicy()
         self._scorer = Scorer(parts.features, parts.items, self._policy.score)
+        # A batch that is bisected in `finish` takes the other steps again, beside their threads.
+        self._reading = threading.Lock()
+        self._counting = threading.Lock()
 
     def answer(self, asked: Sequence[Asked]) -> Answers:
         """Exactly one answer for each request."""
+        return self.finish(self.score(self.prepare(asked)))
+
+    def prepare(self, asked: Sequence[Asked]) -> Prepared:
+        """Refuse what cannot be scored, read the rows of the others, assemble their features."""
         now_ms = self._clock.now_ms()
-        done: dict[int, Recommendation] = {}
-        open_: list[int] = []
+        closed = {}
         for i, one in enumerate(asked):
             refusal = self._refusal(one, now_ms)
-            if refusal is None:
-                open_.append(i)
-            else:
-                done[i] = refusal
-        dead: list[Bad] = []
-        self._answer_all(asked, open_, done, dead)
-        answers = tuple(done[i] for i in range(len(asked)))
-        self._count(answers)
-        return Answers(answers=answers, dead=tuple(dead))
-
-    def _answer_all(
-        self,
-        asked: Sequence[Asked],
-        index: list[int],
-        done: dict[int, Recommendation],
-        dead: list[Bad],
-    ) -> None:
-        """Answer `index`; whatever fails unexpectedly is halved until it is alone."""
+            if refusal is not None:
+                closed[i] = refusal
+        index = [i for i in range(len(asked)) if i not in closed]
+        prepared = Prepared(asked=asked, closed=closed, index=index)
         if not index:
-            return
-        part = [asked[i] for i in index]
+            return prepared
         try:
-            done.update(zip(index, self._answered(part), strict=True))
+            return replace(prepared, ready=self._ready([asked[i] for i in index]))
         except Exception as error:  # noqa: BLE001 - any bug that one request can provoke
-            if len(index) > 1:
-                middle = len(index) // 2
-                self._answer_all(asked, index[:middle], done, dead)
-                self._answer_all(asked, index[middle:], done, dead)
-                return
-            trace = traceback.format_exc(limit=-5)  # where it broke; not the arrays it broke on
-            log.error("serve.poison", request_id=part[0].request.request_id, trace=trace)  # noqa: TRY400
-            detail = f"{type(error).__name__}: {error!s:.300}"
-            rejected = Rejected(Reason.POISON, detail)
-            dead.append(Bad(batch=part[0].batch, index=part[0].index, rejected=rejected))
-            done[index[0]] = closed(
-                part[0], Status.INVALID, f"the request could not be handled: {detail}"
-            )
+            return replace(prepared, error=error)
 
-    def _answered(self, asked: Sequence[Asked]) -> list[Recommendation]:
+    def score(self, prepared: Prepared) -> Scored:
+        """Call the models. Whose deadline has passed meanwhile is not scored any more."""
+        prepared = self._in_time(prepared)
+        if prepared.ready is None:
+            return Scored(prepared=prepared, error=prepared.error)
         start_s = self._clock.monotonic_s()
-        queue_us = [1000 * max(0, self._clock.now_ms() - one.timestamp_ms) for one in asked]
-        found = self._parts.lookup.read(asked)
+        try:
+            with self._parts.live.use() as deployment:
+                served, shadows = self._scored(prepared.ready.batch, deployment)
+        except Exception as error:  # noqa: BLE001 - any bug that one request can provoke
+            return Scored(prepared=prepared, error=error)
+        score_us = round(1e6 * (self._clock.monotonic_s() - start_s))
+        return Scored(prepared=prepared, served=served, shadows=shadows, score_us=score_us)
+
+    def finish(self, scored: Scored) -> Answers:
+        """Put the answers together; a batch that broke is answered in halves."""
+        answers = self._finished(scored)
+        self._count(answers)
+        return answers
+
+    def _finished(self, scored: Scored) -> Answers:
+        prepared = scored.prepared
+        asked, closed, ready = prepared.asked, prepared.closed, prepared.ready
+        error = scored.error
+        if ready is not None and error is None:
+            try:
+                part = self._answered(ready, scored)
+            except Exception as broke:  # noqa: BLE001 - any bug that one request can provoke
+                error = broke
+            else:
+                return Answers(n=len(asked), closed=closed, parts=[(prepared.index, part)])
+        if error is None:
+            return Answers(n=len(asked), closed=closed)
+        return self._bisected(prepared, error)
+
+    def _bisected(self, prepared: Prepared, error: Exception) -> Answers:
+        """Whatever fails unexpectedly is halved until it is alone."""
+        asked, index = prepared.asked, prepared.index
+        closed = dict(prepared.closed)
+        if len(index) == 1:
+            one = asked[index[0]]
+            closed[index[0]], bad = _poison(one, error)
+            return Answers(n=len(asked), closed=closed, dead=[bad])
+        parts: list[tuple[Sequence[int], Answered]] = []
+        dead: list[Bad] = []
+        middle = len(index) // 2
+        for half in (index[:middle], index[middle:]):
+            found = self._finished(self.score(self.prepare([asked[i] for i in half])))
+            closed |= {half[i]: answer for i, answer in found.closed.items()}
+            parts += [([half[i] for i in at], part) for at, part in found.parts]
+            dead += found.dead
+        return Answers(n=len(asked), closed=closed, parts=parts, dead=dead)
+
+    def _ready(self, asked: Sequence[Asked]) -> Ready:
+        start_s, now_ms = self._clock.monotonic_s(), self._clock.now_ms()
+        queue_us = [1000 * max(0, now_ms - one.timestamp_ms) for one in asked]
+        with self._reading:
+            found = self._parts.lookup.read(asked)
         read_s = self._clock.monotonic_s()
         batch = self._assembled(asked, found)
-        assembled_s = self._clock.monotonic_s()
-        with self._parts.live.use() as deployment:
-            served, shadows = self._scored(batch, deployment)
-        scored_s = self._clock.monotonic_s()
-        built = Built(
-            batch=batch,
-            found=found,
-            features=self._parts.features,
-            items=self._item_features(batch, served),
-            queue_us=queue_us,
-            read_us=round(1e6 * (read_s - start_s)),
-            assemble_us=round(1e6 * (assembled_s - read_s)),
-            score_us=round(1e6 * (scored_s - assembled_s)),
+        times = Times(
+            queue=queue_us,
+            read=round(1e6 * (read_s - start_s)),
+            assemble=round(1e6 * (self._clock.monotonic_s() - read_s)),
+            score=0,
         )
-        self._observe(built, found)
-        return recommendations(built, served, shadows)
+        return Ready(batch=batch, found=found, times=times)
+
+    def _in_time(self, prepared: Prepared) -> Prepared:
+        """The same without those whose deadline has passed: they are answered."""
+        now_ms = self._clock.now_ms()
+        late = {i: _expired(prepared.asked[i], now_ms) for i in prepared.index}
+        closed = {i: answer for i, answer in late.items() if answer is not None}
+        if not closed:
+            return prepared
+        self._metrics.count("serve.expired_in_queue", len(closed))
+        left = [i for i in prepared.index if i not in closed]
+        rest = self.prepare([prepared.asked[i] for i in left])
+        return replace(
+            rest,
+            asked=prepared.asked,
+            closed={
+                **prepared.closed,
+                **closed,
+                **{left[i]: answer for i, answer in rest.closed.items()},
+            },
+            index=[left[i] for i in rest.index],
+        )
+
+    def _answered(self, ready: Ready, scored: Scored) -> Answered:
+        part = Answered(
+            batch=ready.batch,
+            found=ready.found,
+            features=self._parts.features,
+            served=scored.served,
+            items=self._item_features(ready.batch, scored.served),
+            shadows=scored.shadows,
+            times=replace(ready.times, score=scored.score_us),
+        )
+        self._observe(part)
+        return part
 
     def _assembled(self, asked: Sequence[Asked], found: Found) -> Assembled:
         requests = [one.request for one in asked]
@@ -172,17 +259,18 @@ class Service:
 
     def _excluded(self, asked: Sequence[Asked], found: Found) -> NDArray[np.uint64]:
         """[n, e] hashes that a request must not get: what it excludes, what its user has seen."""
-        own = [hash_ids(one.request.exclude) for one in asked]
-        splits = found.rows.history_splits if self._policy.exclude_seen else None
-        if splits is not None:
-            history = found.rows.history_item
-            own = [
-                np.concatenate([mine, history[start:end]]) if end > start else mine
-                for mine, start, end in zip(own, splits[:-1], splits[1:], strict=True)
-            ]
-        exclude = np.zeros((len(own), max(map(len, own), default=0)), np.uint64)
-        for row, hashes in enumerate(own):
-            exclude[row, : len(hashes)] = hashes
+        own = [one.request.exclude for one in asked]
+        counts = np.array([len(ids) for ids in own])
+        seen = found.rows.history_item[:0]
+        lengths = np.zeros(len(asked), np.int64)
+        if self._policy.exclude_seen:
+            splits = found.rows.history_splits
+            lengths, seen = np.diff(splits), found.rows.history_item[splits[0] : splits[-1]]
+        exclude = np.zeros((len(asked), int((counts + lengths).max(initial=0))), np.uint64)
+        at = np.arange(exclude.shape[1])
+        exclude[(at >= counts[:, None]) & (at < (counts + lengths)[:, None])] = seen
+        if counts.any():
+            exclude[at < counts[:, None]] = hash_ids([i for ids in own for i in ids])
         return exclude
 
     def _scored(
@@ -219,7 +307,8 @@ class Service:
         n = len(batch.asked)
         missing = np.array([i for i in range(n) if i not in served], np.int64)
         if len(missing):
-            model = self._parts.popular.model()
+            with self._counting:
+                model = self._parts.popular.model()
             picks = self._scorer.picks(model, batch, missing)
             nothing = Pick(ids=(), hashes=np.zeros(0, np.uint64), scores=np.zeros(0, np.float32))
             for i in missing.tolist():
@@ -238,26 +327,45 @@ class Service:
         """The answer to a request that is not scored."""
         if message := problem(one.request, self._policy.limits):
             return closed(one, Status.INVALID, message)
-        deadline_ms = one.request.deadline_ms
-        if deadline_ms is not None and now_ms > one.timestamp_ms + deadline_ms:
-            late_ms = now_ms - one.timestamp_ms - deadline_ms
-            return closed(one, Status.EXPIRED, f"taken up {late_ms} ms after its deadline")
-        return None
+        return _expired(one, now_ms)
 
-    def _observe(self, built: Built, found: Found) -> None:
+    def _observe(self, part: Answered) -> None:
+        times, found = part.times, part.found
         for stage, us in (
-            ("read", built.read_us),
-            ("assemble", built.assemble_us),
-            ("score", built.score_us),
+            ("read", times.read),
+            ("assemble", times.assemble),
+            ("score", times.score),
         ):
             self._metrics.observe("serve.latency_s", us / 1e6, stage=stage)
         self._metrics.count("serve.rows_missing", float((found.rows.first_seen_ms == 0).sum()))
         self._metrics.count("serve.stale", float(found.stale.sum()))
 
-    def _count(self, answers: Sequence[Recommendation]) -> None:
-        for status in {one.status for one in answers}:
-            count = sum(one.status is status for one in answers)
+    def _count(self, answers: Answers) -> None:
+        statuses = Counter(one.status for one in answers.closed.values())
+        reasons = Counter(reason for _, part in answers.parts for reason in part.reasons())
+        statuses[Status.OK] += reasons.pop("", 0)
+        statuses[Status.FALLBACK] += reasons.total()
+        for status, count in (+statuses).items():
             self._metrics.count("serve.requests", count, status=status.value)
-        for one in answers:
-            if one.fallback_reason is not None:
-                self._metrics.count("serve.fallbacks", reason=one.fallback_reason)
+        for reason, count in reasons.items():
+            self._metrics.count("serve.fallbacks", count, reason=reason)
+
+
+def _expired(one: Asked, now_ms: int) -> Recommendation | None:
+    """The answer to a request whose deadline has passed."""
+    deadline_ms = one.request.deadline_ms
+    if deadline_ms is None or now_ms <= one.timestamp_ms + deadline_ms:
+        return None
+    late_ms = now_ms - one.timestamp_ms - deadline_ms
+    return closed(one, Status.EXPIRED, f"taken up {late_ms} ms after its deadline")
+
+
+def _poison(one: Asked, error: Exception) -> tuple[Recommendation, Bad]:
+    """The answer to a request that cannot be handled, and what becomes of its record."""
+    # Where it broke; not the arrays it broke on.
+    trace = "".join(traceback.format_exception(error, limit=-5))
+    log.error("serve.poison", request_id=one.request.request_id, trace=trace)
+    detail = f"{type(error).__name__}: {error!s:.300}"
+    answer = closed(one, Status.INVALID, f"the request could not be handled: {detail}")
+    rejected = Rejected(Reason.POISON, detail)
+    return answer, Bad(batch=one.batch, index=one.index, rejected=rejected)

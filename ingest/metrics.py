@@ -64,6 +64,7 @@ MetricName = Literal[
     "monitor.alerts",
     "monitor.statistic",
     "serve.batch_rows",
+    "serve.expired_in_queue",
     "serve.fallbacks",
     "serve.latency_s",
     "serve.model_faults",
@@ -120,6 +121,9 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "monitor.statistic": MetricSpec("gauge", "evidence of drift", ("stream",)),
     "serve.batch_rows": MetricSpec(
         "histogram", "rows of a model call", buckets=tuple(map(float, SIZES))
+    ),
+    "serve.expired_in_queue": MetricSpec(
+        "counter", "requests that were read in time, and not scored in time"
     ),
     "serve.fallbacks": MetricSpec("counter", "answers without the model", ("reason",)),
     "serve.latency_s": MetricSpec("histogram", "time of a stage of an answer", ("stage",)),

@@ -169,12 +169,7 @@ class Codec(Decoder[T]):
         return stream.getvalue()
 
     def prefix(self) -> bytes:
-        """
-        What frames every value. Registers the schema on first use.
-
-        Raises:
-            RegistryUnavailable: the schema could not be registered.
-        """
+        """What frames every value. Registers the schema on first use, or raises as `encode`."""
         if self._prefix is None:
             subject = f"{self.topic}-value"
             schema_id = self._registry.register(subject, schema_of(self._record_type))

@@ -180,6 +180,7 @@ def _array(items: Any) -> _Write:
     inner = _writer(items)
 
     def write(column: Any, n: int) -> Pieces:
+        values: Any
         if isinstance(column, Ragged):
             splits, values = column.splits, column.values
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from features.hashing import hash_id, hash_ids
 from features.items import ItemTable
 from features.store import Position, Update
 from features.store_memory import MemoryStore
+from inference.answers import Answers
 from inference.constant import ConstantModel
 from inference.fallback import Popular
 from inference.live import Deployment, Live
@@ -142,3 +144,19 @@ def model(version: int = 1, best: tuple[str, ...] = ()) -> ConstantModel:
     ref = ModelRef(name="m", version=version, fingerprint=CATALOG.fingerprint)
     scores = np.linspace(1, 0, len(ids), dtype=np.float32)
     return ConstantModel(ref, np.array([hash_id(i) for i in ids], np.uint64), scores)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Steps of which the last one does everything."""
+
+    answer: Callable[[Sequence[Asked]], Answers]
+
+    def prepare(self, asked):
+        return asked
+
+    def score(self, prepared):
+        return prepared
+
+    def finish(self, scored):
+        return self.answer(scored)

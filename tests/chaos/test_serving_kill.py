@@ -9,17 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from inference.answers import closed
+from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.encoding import AnswerWriter
 from inference.requests import RequestReader
-from inference.service import Answers
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetters
 from ingest.kafka import KafkaGroupSource, KafkaProducer, KafkaTransactionalProducer
 from schemas.codec import Codec
 from schemas.errors import PositionMoved
 from schemas.events import DeadLetter, Recommendation, Status
+from tests.serving import Whole
 from tests.serving_process import Place, Server, settings_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka, pytest.mark.valkey]
@@ -103,7 +104,7 @@ def ends(place: Place, name: str) -> Ends:
             KafkaProducer(servers), letters, topics.dead_letters, SystemClock()
         ),
         reader=RequestReader(place.registry),
-        codec=Codec(place.registry, Recommendation, topics.recommendations),
+        writer=AnswerWriter(Codec(place.registry, Recommendation, topics.recommendations)),
         requests_topic=topics.requests,
     )
 
@@ -113,7 +114,8 @@ def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually)
     entered, release, stop = threading.Event(), threading.Event(), threading.Event()
 
     def echo(asked) -> Answers:
-        return Answers(answers=tuple(closed(a, Status.OK, "") for a in asked), dead=())
+        told = {i: closed(a, Status.OK, "") for i, a in enumerate(asked)}
+        return Answers(n=len(asked), closed=told)
 
     def stuck(asked) -> Answers:
         entered.set()
@@ -124,10 +126,10 @@ def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually)
     first = ends(place, "a")
     with ThreadPoolExecutor() as pool:
         try:
-            zombie = pool.submit(Consumer(first, stuck, policy, SystemClock()).run, stop)
+            zombie = pool.submit(Consumer(first, Whole(stuck), policy, SystemClock()).run, stop)
             assert entered.wait(60)
             second = ends(place, "a")  # the same instance, started again elsewhere
-            successor = pool.submit(Consumer(second, echo, policy, SystemClock()).run, stop)
+            successor = pool.submit(Consumer(second, Whole(echo), policy, SystemClock()).run, stop)
             eventually(lambda: place.read() >= 500, timeout_s=60)
             release.set()
             with pytest.raises(PositionMoved):

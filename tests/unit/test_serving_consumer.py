@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from inference.answers import closed
+from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.encoding import AnswerWriter
 from inference.requests import Bad, RequestReader
-from inference.service import Answers
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetters
 from ingest.log import Outgoing, TopicPartition
@@ -29,13 +29,14 @@ from schemas.codec import Codec
 from schemas.errors import BrokerUnavailable, PositionMoved, Reason, RegistryUnavailable, Rejected
 from schemas.events import DeadLetter, Recommendation, RecommendationRequest, Status
 from schemas.registry import MemoryRegistry
+from tests.serving import Whole
 
 PARTITIONS = 3
 POLICY = ConsumerPolicy(batch=BatchPolicy(max_size=8, max_wait_s=0.001, max_pending=200))
 
 
 def echo(asked) -> Answers:
-    return Answers(answers=tuple(closed(a, Status.OK, "") for a in asked), dead=())
+    return Answers(n=len(asked), closed={i: closed(a, Status.OK, "") for i, a in enumerate(asked)})
 
 
 @dataclass
@@ -70,12 +71,14 @@ class World:
             producer=producer or MemoryTransactionalProducer(self.log, name),
             dead_letters=letters,
             reader=RequestReader(self.registry),
-            codec=Codec(self.registry, Recommendation, "answers"),
+            writer=AnswerWriter(
+                Codec(self.registry, Recommendation, "answers"), max_answer_bytes=200
+            ),
             requests_topic="requests",
         )
 
     def consumer(self, ends: Ends, answer=echo, policy=POLICY) -> Consumer:
-        return Consumer(ends, answer, policy, SystemClock())
+        return Consumer(ends, Whole(answer), policy, SystemClock())
 
     def read(self, topic: str, record_type: type) -> list:
         codec, found = Codec(self.registry, record_type, topic), []
@@ -157,7 +160,7 @@ def test_a_poisonous_request_is_dead_lettered_and_answered(world, eventually):
             for a in asked
             if a.request.request_id == "r3"
         )
-        return Answers(answers=echo(asked).answers, dead=dead)
+        return replace(echo(asked), dead=dead)
 
     world.ask(10)
     consumer = world.consumer(world.ends(), answer)
@@ -293,13 +296,12 @@ def test_an_error_of_the_service_ends_the_pipeline(world):
 
 
 def test_an_answer_that_is_too_large_becomes_one_that_says_so(world, eventually):
-    policy = ConsumerPolicy(batch=POLICY.batch, max_answer_bytes=200)
-
     def long(asked) -> Answers:
-        return Answers(answers=tuple(closed(a, Status.OK, "x" * 300) for a in asked), dead=())
+        told = {i: closed(a, Status.OK, "x" * 300) for i, a in enumerate(asked)}
+        return Answers(n=len(asked), closed=told)
 
     world.ask(3)
-    consumer = world.consumer(world.ends(), long, policy)
+    consumer = world.consumer(world.ends(), long)
     serve_until(world, consumer, everyone_once(world, 3), eventually)
     for _, answer in world.read("answers", Recommendation):
         assert answer.status is Status.INVALID

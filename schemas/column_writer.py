@@ -162,7 +162,8 @@ def _booleans(column: NDArray[np.bool_], n: int) -> Pieces:
 
 
 def _floats(column: NDArray[np.float32], n: int) -> Pieces:
-    return _cut(*_float_bytes(column))
+    data = np.ascontiguousarray(column, "<f4").tobytes()
+    return [data[at : at + 4] for at in range(0, len(data), 4)]
 
 
 def _ints(column: NDArray[np.int64], n: int) -> Pieces:
@@ -176,38 +177,50 @@ def _longs(column: NDArray[np.int64], n: int) -> Pieces:
 
 
 def _array(items: Any) -> _Write:
-    numbers = _NUMBERS.get(items) if isinstance(items, str) else None
+    matrix = _MATRICES.get(items) if isinstance(items, str) else None
     inner = _writer(items)
 
     def write(column: Any, n: int) -> Pieces:
-        values: Any
-        if isinstance(column, Ragged):
-            splits, values = column.splits, column.values
-        else:
-            splits, values = np.arange(n + 1) * column.shape[1], column.ravel()
-        bounds = splits.tolist()
-        if numbers is not None:
-            data, starts = numbers(values)
-            if len(starts) != bounds[-1] + 1:
-                raise ValueError(f"{len(starts) - 1} values, expected {bounds[-1]}")
-            parts = _cut(data, starts[splits])
-        else:
-            pieces = inner(values, bounds[-1])
-            parts = [b"".join(pieces[start:stop]) for start, stop in pairwise(bounds)]
+        if not isinstance(column, Ragged):
+            if matrix is None:
+                raise TypeError(f"no matrix can be an array of {items}")
+            return matrix(column) if column.shape[1] else [_END] * n
+        bounds = column.splits.tolist()
+        pieces: Any = inner(column.values, bounds[-1])
+        if len(pieces) != bounds[-1]:
+            raise ValueError(f"{len(pieces)} values, expected {bounds[-1]}")
         return [
-            _length(stop - start) + part + _END if stop > start else _END
-            for (start, stop), part in zip(pairwise(bounds), parts, strict=True)
+            b"".join([_length(stop - start), *pieces[start:stop], _END]) if stop > start else _END
+            for start, stop in pairwise(bounds)
         ]
 
     return write
 
 
+def _long_matrix(rows: NDArray[np.int64]) -> Pieces:
+    """Arrays of longs: a count, the values and the end are longs all of them."""
+    n, length = rows.shape
+    framed = np.zeros((n, length + 2), np.int64)
+    framed[:, 0] = length
+    framed[:, 1:-1] = rows
+    data, starts = varints(framed.ravel())
+    return _cut(data, starts[:: length + 2])
+
+
+def _float_matrix(rows: NDArray[np.float32]) -> Pieces:
+    """Arrays of floats: all of one size."""
+    n, length = rows.shape
+    head = _length(length)
+    wide = len(head) + 4 * length + 1
+    framed = np.zeros((n, wide), np.uint8)
+    framed[:, : len(head)] = np.frombuffer(head, np.uint8)
+    framed[:, len(head) : -1] = np.ascontiguousarray(rows, "<f4").view(np.uint8)
+    data = framed.tobytes()
+    return [data[at : at + wide] for at in range(0, n * wide, wide)]
+
+
 def _length(size: int) -> bytes:
     return _SHORT[size] if size < len(_SHORT) else long_bytes(size)
-
-
-def _float_bytes(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int64]]:
-    return np.ascontiguousarray(values, "<f4").tobytes(), 4 * np.arange(len(values) + 1)
 
 
 def varints(values: NDArray[Any]) -> tuple[bytes, NDArray[np.int64]]:
@@ -245,7 +258,7 @@ _PLAIN: Final[Mapping[str, _Write]] = {
     "float": _floats,
     "boolean": _booleans,
 }
-_NUMBERS: Final[Mapping[str, Callable[[NDArray[Any]], tuple[bytes, NDArray[np.int64]]]]] = {
-    "long": varints,
-    "float": _float_bytes,
+_MATRICES: Final[Mapping[str, Callable[[NDArray[Any]], Pieces]]] = {
+    "long": _long_matrix,
+    "float": _float_matrix,
 }

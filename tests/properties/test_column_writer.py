@@ -122,6 +122,7 @@ def test_one_value_for_all_and_matrices_for_arrays() -> None:
         {"events_partition": np.array([1, 2**31])},
         {"user_longs": Ragged(np.array([0, 1, 3]), np.array([1]))},
         {"more": Same(1)},
+        {"experiments": np.zeros((2, 1))},
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, Any]) -> None:

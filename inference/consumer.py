@@ -2,22 +2,27 @@
 Requests in, answers out, exactly once: the threads around the service.
 
 The fetching thread polls, decodes and batches. Three threads take the steps of the service, each
-with a batch of its own: one prepares, one scores, one finishes, encodes and commits. A transaction
-holds the answers to a contiguous run of offsets of each partition, and those offsets, in order:
+with a batch of its own, and one commits. A transaction holds the answers to a contiguous run of
+offsets of each partition, and those offsets, in order:
 
 1. dead letters of the run are flushed (a crash can repeat them: readers drop repeats)
 2. the transaction begins, answers are sent
 3. the offsets after the run join it, and it commits
 
 What was not committed is discarded and read again from the group's offsets.
+
+Producers take turns: a broker is not done with a transaction when its end is acknowledged, and
+makes the same producer's next one wait.
 """
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -76,7 +81,7 @@ class Step(Generic[T]):
     made: T
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Written:
     """Answers as they are sent, and the requests that were poison."""
 
@@ -89,7 +94,7 @@ class Ends:
     """Where the pipeline starts and ends."""
 
     source: GroupSource
-    producer: TransactionalProducer
+    producers: Sequence[TransactionalProducer]  # one or more, each with an id of its own
     dead_letters: DeadLetters
     reader: RequestReader
     writer: AnswerWriter
@@ -117,7 +122,9 @@ class Consumer:
         self._batcher: Batcher[Entry] = Batcher(policy.batch, clock)
         self._to_prepare: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
         self._to_score: queue.Queue[Step[Prepared]] = queue.Queue(policy.ahead)
-        self._to_commit: queue.Queue[Step[Scored]] = queue.Queue(policy.ahead)
+        self._to_finish: queue.Queue[Step[Scored]] = queue.Queue(policy.ahead)
+        self._to_commit: queue.Queue[Step[Written]] = queue.Queue(policy.commit_batches)
+        self._producers = itertools.cycle(ends.producers)
         self._over = threading.Event()  # no more work: the threads leave
         self._error: BaseException | None = None
         self._settled = threading.Condition()
@@ -142,6 +149,7 @@ class Consumer:
             for name, work in (
                 ("prepare", self._prepare),
                 ("score", self._score),
+                ("finish", self._finish),
                 ("commit", self._commit),
             )
         ]
@@ -251,7 +259,7 @@ class Consumer:
             )
             return not self._under_way
 
-    # --- the preparing and the scoring thread ----------------------------------------------------
+    # --- the threads of the steps ----------------------------------------------------------------
 
     def _prepare(self) -> None:
         while (entries := self._get(self._to_prepare)) is not None:
@@ -263,24 +271,25 @@ class Consumer:
             scored = self._steps.score(step.made)
             with self._settled:
                 self._unscored -= 1
-            self._put(self._to_commit, Step(step.entries, scored))
+            self._put(self._to_finish, Step(step.entries, scored))
+
+    def _finish(self) -> None:
+        while (step := self._get(self._to_finish)) is not None:
+            answers = self._steps.finish(step.made)
+            records = self._insistently(partial(self._ends.writer.records, answers))
+            self._put(self._to_commit, Step(step.entries, Written(records, answers.dead)))
 
     # --- the committing thread -------------------------------------------------------------------
 
     def _commit(self) -> None:
         while (first := self._get(self._to_commit)) is not None:
-            run = [self._finished(first)]
+            run = [first]
             while len(run) < self._policy.commit_batches and not self._to_commit.empty():
-                run.append(self._finished(self._to_commit.get()))
+                run.append(self._to_commit.get())
             self._commit_run(run)
             with self._settled:
                 self._under_way -= sum(len(part.entries) for part in run)
                 self._settled.notify_all()
-
-    def _finished(self, step: Step[Scored]) -> Step[Written]:
-        answers = self._steps.finish(step.made)
-        records = self._insistently(lambda: self._ends.writer.records(answers))
-        return Step(step.entries, Written(records=records, dead=answers.dead))
 
     def _commit_run(self, run: Sequence[Step[Written]]) -> None:
         bad: list[Bad] = [one for part in run for one in part.entries if isinstance(one, Bad)]
@@ -311,7 +320,7 @@ class Consumer:
     def _transact(self, records: Sequence[Outgoing], positions: dict[TopicPartition, int]) -> None:
         if self._group is None:
             self._ask_for_group()
-        producer = self._ends.producer
+        producer = next(self._producers)
         producer.begin()
         for record in records:
             producer.send(record)

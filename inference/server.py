@@ -53,6 +53,7 @@ STORE_TIMEOUT_S = 1.0  # answers wait for the store no longer than this, once
 READY_S = 120.0  # how long the first model and the items may take; then serving starts without
 SESSION_S = 10.0
 RETRY_S = 0.5
+PRODUCERS = 2  # of one instance, in turn; a third one gains nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,13 +178,17 @@ class Server:
         with ExitStack() as stack:
             letters = KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
             stack.callback(letters.close)
-            producer = KafkaTransactionalProducer(
-                settings.bootstrap_servers,
-                name,
-                timeout_s=settings.timeout_s,
-                max_record_bytes=settings.max_record_bytes,
-            )
-            stack.callback(producer.close)
+            producers = [
+                KafkaTransactionalProducer(
+                    settings.bootstrap_servers,
+                    f"{name}-{turn}",
+                    timeout_s=settings.timeout_s,
+                    max_record_bytes=settings.max_record_bytes,
+                )
+                for turn in range(PRODUCERS)
+            ]
+            for producer in producers:
+                stack.callback(producer.close)
             source = KafkaGroupSource(
                 settings.bootstrap_servers,
                 serving_group(settings.topic_prefix),
@@ -194,7 +199,7 @@ class Server:
             stack.callback(source.close)
             yield Ends(
                 source=source,
-                producer=producer,
+                producers=producers,
                 dead_letters=self._dead_letters(letters),
                 reader=RequestReader(self._registry),
                 writer=AnswerWriter(

@@ -99,7 +99,10 @@ def ends(place: Place, name: str) -> Ends:
         source=KafkaGroupSource(
             servers, f"{settings.topic_prefix}serve", instance_id=name, session_timeout_s=6
         ),
-        producer=KafkaTransactionalProducer(servers, f"{settings.topic_prefix}{name}"),
+        producers=[
+            KafkaTransactionalProducer(servers, f"{settings.topic_prefix}{name}-{turn}")
+            for turn in range(2)
+        ],
         dead_letters=DeadLetters(
             KafkaProducer(servers), letters, topics.dead_letters, SystemClock()
         ),

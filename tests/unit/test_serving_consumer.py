@@ -68,7 +68,7 @@ class World:
         )
         return Ends(
             source=MemoryGroupSource(self.log, "serve"),
-            producer=producer or MemoryTransactionalProducer(self.log, name),
+            producers=[producer or MemoryTransactionalProducer(self.log, name)],
             dead_letters=letters,
             reader=RequestReader(self.registry),
             writer=AnswerWriter(

@@ -24,8 +24,11 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     context: typer.Context,
-    max_batch: Annotated[int, typer.Option(min=1, help="Requests in one model call.")] = 128,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests in one model call.")] = 256,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long the first waits.")] = 5.0,
+    model_threads: Annotated[
+        int, typer.Option(min=0, help="Threads of one model call; 0: half of the processors.")
+    ] = 0,
     metrics_port: Annotated[int, typer.Option(help="For Prometheus; 0: a free one.")] = 0,
     instance: Annotated[
         str,
@@ -35,13 +38,14 @@ def serve(
     """
     Answer recommendation requests until stopped.
 
-    Example: `millstream serve --max-batch 128 --max-wait-ms 5`
+    Example: `millstream serve --max-batch 256 --max-wait-ms 5`
     """
     from inference import server  # noqa: PLC0415 - keeps --help quick
 
     options = server.Options(
         max_batch=max_batch,
         max_wait_s=max_wait_ms / 1000,
+        model_threads=model_threads,
         metrics_port=metrics_port,
         instance=instance,
     )

@@ -24,17 +24,22 @@ class RegistryLoader:
         keys: Keyring,
         features: FeatureSet,
         batch_sizes: tuple[int, ...],
+        threads: int | None = None,
     ) -> None:
+        """`threads`: of one model call; None: as many as TensorFlow likes."""
         self._registry = registry
         self._name = name
         self._keys = keys
         self._features = features
         self._batch_sizes = batch_sizes
+        self._threads = threads
 
     def load(self, version: int) -> SavedModel:
         # TensorFlow takes seconds to import: answers come meanwhile, and without any model too.
-        from inference.savedmodel import SavedModel  # noqa: PLC0415
+        from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
 
+        if self._threads is not None:
+            use_threads(self._threads)
         copy = self._registry.fetch(self._name, version, self._keys)
         try:
             facts = read_manifest(copy).facts

@@ -28,6 +28,19 @@ TOLERANCE: Final = 1e-3
 WARM_CALLS = 3  # the first call compiles, the second still allocates
 
 
+def use_threads(threads: int) -> None:
+    """
+    Let a model call use so many threads. Counts only before TensorFlow's first work in a process.
+
+    Threads of a pool wait for each other by spinning: on cores that others need as well, one
+    thread takes a fifth less processor time for a request than two.
+    """
+    if tf.config.threading.get_intra_op_parallelism_threads() == threads:
+        return
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
 class SavedModel:
     """
     Implements `inference.model.Model` on a SavedModel folder with the signatures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -53,6 +54,7 @@ STORE_TIMEOUT_S = 1.0  # answers wait for the store no longer than this, once
 READY_S = 120.0  # how long the first model and the items may take; then serving starts without
 SESSION_S = 10.0
 RETRY_S = 0.5
+SWITCH_S = 0.0005
 PRODUCERS = 2  # of one instance, in turn; a third one gains nothing
 
 
@@ -60,8 +62,9 @@ PRODUCERS = 2  # of one instance, in turn; a third one gains nothing
 class Options:
     """Options of `millstream serve`."""
 
-    max_batch: int = 128
+    max_batch: int = 256
     max_wait_s: float = 0.005
+    model_threads: int = 0  # of one model call; 0: half of the processors, at least one
     metrics_port: int = 0
     instance: str = "0"
 
@@ -69,6 +72,10 @@ class Options:
         """Powers of two up to the largest batch: what models are warmed for."""
         doubled = (2**n for n in range(self.max_batch.bit_length()))
         return tuple(sorted({*doubled, self.max_batch}))
+
+    def threads(self) -> int:
+        """The others are for everything else, on this side and on the broker's."""
+        return self.model_threads or max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def run(settings: Settings, options: Options) -> None:
@@ -81,6 +88,8 @@ def run(settings: Settings, options: Options) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # A commit is a dozen short steps: each would wait 5 ms for the thread that computes.
+    sys.setswitchinterval(SWITCH_S)
     with ExitStack() as stack:
         server = Server(settings, options, stack)
         server.wait_ready(stop)
@@ -269,7 +278,14 @@ class Server:
         keys = Keyring.load(self._settings.keys_dir)
         registry = FolderRegistry(self._settings.models_dir, profile=self._settings.profile)
         sizes = self._options.batch_sizes()
-        loader = RegistryLoader(registry, self._settings.model_name, keys, CATALOG, sizes)
+        loader = RegistryLoader(
+            registry,
+            self._settings.model_name,
+            keys,
+            CATALOG,
+            sizes,
+            self._options.threads(),
+        )
         reloader = Reloader(self._releases, loader, self._live, self._clock, self._metrics)
         self._follow("releases", reloader.run)
         return reloader

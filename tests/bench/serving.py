@@ -129,7 +129,7 @@ class Client:
         self._requests = topics.requests
         self._codec = Codec(world.registry, RecommendationRequest, topics.requests)
         self._reader = ColumnReader(world.registry, Recommendation)
-        self._producer = world.producer(**{"linger.ms": 1})
+        self._producer = world.producer(**{"linger.ms": 5})  # the library's default
         ends = world.ends(topics.recommendations)
         self._consumer = world.consumer(
             ends, topics.recommendations, **{"isolation.level": "read_committed"}

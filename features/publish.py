@@ -16,6 +16,7 @@ import structlog
 from features.store import PartialOutbox, Unpublished
 from ingest.log import Outgoing, TransactionalProducer
 from schemas.codec import Codec
+from schemas.column_writer import ColumnWriter, Same
 from schemas.errors import PositionMoved, Retryable
 from schemas.events import ItemFeatures
 
@@ -71,6 +72,7 @@ class Publisher:
         """`owns` says whether this process still is a partition's worker."""
         self._outbox = outbox
         self._target = target
+        self._writer = ColumnWriter(target.codec, ItemFeatures)
         self._owns = owns
         self._producers: dict[int, TransactionalProducer] = {}
 
@@ -104,24 +106,22 @@ class Publisher:
             self._drop(partition)
 
     def _records(self, partition: int, waiting: Unpublished) -> list[Outgoing]:
-        values = self._target.codec.encode_many(
-            [
-                ItemFeatures(
-                    item_id=item,
-                    partition=partition,
-                    fingerprint=self._target.fingerprint,
-                    events_offset=waiting.events_offset,
-                    partial=partial,
-                )
-                for item, partial in waiting.partials.items()
-            ]
+        items, fingerprint = list(waiting.partials), self._target.fingerprint
+        values = self._writer.encode(
+            {
+                "item_id": items,
+                "partition": Same(partition),
+                "fingerprint": Same(fingerprint),
+                "events_offset": Same(waiting.events_offset),
+                "partial": list(waiting.partials.values()),
+            },
+            len(items),
         )
-        fingerprint = self._target.fingerprint
         return [
             Outgoing(
                 topic=self._target.topic, key=item_key(item, partition, fingerprint), value=value
             )
-            for item, value in zip(waiting.partials, values, strict=True)
+            for item, value in zip(items, values, strict=True)
         ]
 
     def _send(self, partition: int, records: Sequence[Outgoing]) -> None:

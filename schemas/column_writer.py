@@ -35,7 +35,7 @@ _LIMITS: Final = np.array([1 << (7 * k) for k in range(1, _VARINT_BYTES)], np.ui
 class Same:
     """One value for all records."""
 
-    value: Any  # a number, a text, an enum's index, or None
+    value: Any  # a number, a text, bytes, an enum's index, or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,11 @@ class Some:
     values: Mapping[str, Column]
 
 
-# Texts: a sequence, None where null is allowed. Numbers, booleans and indexes of enums: [n].
+# Texts, bytes: a sequence, None where null is allowed. Numbers, booleans, indexes of enums: [n].
 # Arrays of numbers of one length: [n, length]. Records: a mapping.
 Column: TypeAlias = (
-    "Same | Ragged | Some | Sequence[str | None] | NDArray[Any] | Mapping[str, Column]"
+    "Same | Ragged | Some | Sequence[str | None] | Sequence[bytes] | NDArray[Any]"
+    " | Mapping[str, Column]"
 )
 Pieces: TypeAlias = list[bytes]
 _Write: TypeAlias = Callable[[Any, int], Pieces]
@@ -130,7 +131,7 @@ def _record(node: Any) -> _Write:
 
 def _repeated(write: _Write, column: Same, n: int) -> Pieces:
     value = column.value
-    one = [value] if isinstance(value, str) or value is None else np.array([value])
+    one = [value] if isinstance(value, str | bytes) or value is None else np.array([value])
     return write(one, 1) * n
 
 
@@ -155,6 +156,10 @@ def _nullable(node: list[Any]) -> _Write:
 
 def _texts(column: Sequence[str], n: int) -> Pieces:
     return [_length(len(text)) + text for text in map(str.encode, column)]
+
+
+def _bytes(column: Sequence[bytes], n: int) -> Pieces:
+    return [_length(len(value)) + value for value in column]
 
 
 def _booleans(column: NDArray[np.bool_], n: int) -> Pieces:
@@ -252,6 +257,7 @@ def _cut(data: bytes, starts: NDArray[np.int64]) -> Pieces:
 
 _PLAIN: Final[Mapping[str, _Write]] = {
     "string": _texts,
+    "bytes": _bytes,
     "int": _ints,
     "long": _longs,
     "enum": _longs,

@@ -7,6 +7,7 @@ fences a zombie: it ends when a younger publisher of the same partition has begu
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,7 +149,12 @@ class Publisher:
 
 
 class PublisherThread:
-    """Runs a publisher every EVERY_S beside the worker, and once more at the end."""
+    """
+    Runs a publisher beside the worker, each partition every EVERY_S, and once more at the end.
+
+    The partitions take turns: their transactions one after the other would keep the broker from
+    the events for so long.
+    """
 
     def __init__(
         self,
@@ -172,18 +178,19 @@ class PublisherThread:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(EVERY_S):
-                self._round()
-            self._round()
+            turns = itertools.cycle(self._partitions)
+            while not self._stop.wait(EVERY_S / len(self._partitions)):
+                self._publish(next(turns))
+            for partition in self._partitions:
+                self._publish(partition)
         except Exception as error:  # noqa: BLE001 - handed to the owner, who ends the process
             self._on_failure(error)
         finally:
             self._publisher.close()
 
-    def _round(self) -> None:
-        for partition in self._partitions:
-            try:
-                while self._publisher.publish(partition) == MAX_ITEMS:
-                    pass
-            except Retryable as error:
-                log.warning("item_features.retry", partition=partition, error=str(error))
+    def _publish(self, partition: int) -> None:
+        try:
+            while self._publisher.publish(partition) == MAX_ITEMS:
+                pass
+        except Retryable as error:
+            log.warning("item_features.retry", partition=partition, error=str(error))

@@ -9,10 +9,13 @@ from features.catalog import CATALOG
 from features.declare import Level
 from features.hashing import hash_ids
 from features.store import Update
+from inference.encoding import AnswerWriter
 from inference.release import Why, first, shadow, start_canary
 from inference.rollout import in_canary
+from schemas.codec import Codec
 from schemas.errors import ModelFault, Reason
-from schemas.events import Arm, Item, Offset, Status
+from schemas.events import Arm, Item, Offset, Recommendation, Status
+from schemas.registry import MemoryRegistry
 from tests.serving import ITEMS, World, model, place, request
 
 WHY = Why(at_ms=0, reason="test")
@@ -274,3 +277,77 @@ def test_a_shadow_that_fails_harms_nobody(world, error):
     assert (answer.status, ids(answer)) == (Status.OK, ITEMS[:5])
     assert answer.shadow is not None
     assert answer.shadow.error
+
+
+def test_answers_written_by_columns_say_the_same(world):
+    codec = Codec(MemoryRegistry(), Recommendation, "t")
+    for user in ("ann", "bob", "u3"):
+        world.row(user, "item-50", "item-51", next_offset=7)
+    release = shadow(start_canary(ONE, 2, 5_000, WHY), 3, WHY)
+    world.deploy(release, model(), model(version=2), Faulty(model(version=3), when=many))
+    asked = world.asked(
+        request("ann", surface="home", country="DE"),
+        request("bob", k=0),
+        request("u3", candidates=("item-7", "item-9")),
+        *(request(f"u{i}") for i in range(20)),
+        age_ms=3,
+    )
+    answers = world.service.answer(asked)
+    records = AnswerWriter(codec).records(answers)
+    assert [codec.decode(one.value) for one in records] == list(answers.answers)
+    assert [one.key for one in records] == [one.request.user_id.encode() for one in asked]
+    assert {answer.shadow is None for answer in answers.answers} == {True, False}
+
+
+def many(users) -> bool:
+    return len(users) > 5
+
+
+def test_one_answer_that_cannot_be_written_leaves_the_others_whole(world):
+    codec = Codec(MemoryRegistry(), Recommendation, "t")
+    asked = world.asked(request("ann", k=1), request("bob", k=20))
+    answers = world.service.answer(asked)
+    sizes = [len(one.value) for one in AnswerWriter(codec).records(answers)]
+    small, large = AnswerWriter(codec, max_answer_bytes=sizes[0] + 1).records(answers)
+    assert len(small.value) == sizes[0]
+    refused = codec.decode(large.value)
+    assert refused.status is Status.INVALID
+    assert "ask for fewer items" in (refused.message or "")
+
+
+def test_a_request_whose_deadline_passes_while_it_waits_is_not_scored(world):
+    watched = Faulty(model(), when=lambda users: False)
+    world.deploy(ONE, watched)
+    asked = world.asked(request("ann", deadline_ms=50), request("bob"), request("cid", k=0))
+    prepared = world.service.prepare(asked)
+    world.clock.advance(0.080)
+    answers = world.service.finish(world.service.score(prepared)).answers
+    assert [a.status for a in answers] == [Status.EXPIRED, Status.OK, Status.INVALID]
+    assert [a.user_id for a in answers] == ["ann", "bob", "cid"]
+    assert answers[0].message == "taken up 30 ms after its deadline"
+    assert world.metrics.value("serve.expired_in_queue") == 1
+
+
+def test_nobody_is_scored_when_all_deadlines_have_passed(world):
+    watched = Faulty(model())
+    world.deploy(ONE, watched)
+    prepared = world.service.prepare(world.asked(request("ann", deadline_ms=50)))
+    world.clock.advance(1)
+    (answer,) = world.service.finish(world.service.score(prepared)).answers
+    assert (answer.status, watched.calls) == (Status.EXPIRED, 0)
+
+
+def test_a_batch_that_breaks_while_it_is_prepared_is_halved_as_well(world, monkeypatch):
+    lookup = world.service._parts.lookup
+    read = lookup.read
+
+    def breaking(asked):
+        if any(one.request.user_id == "u3" for one in asked):
+            raise RuntimeError("a bug in reading")
+        return read(asked)
+
+    monkeypatch.setattr(lookup, "read", breaking)
+    asked = world.asked(*(request(f"u{i}") for i in range(6)))
+    answers = world.service.answer(asked)
+    assert [a.status is Status.OK for a in answers.answers] == [i != 3 for i in range(6)]
+    assert [dead.index for dead in answers.dead] == [3]

@@ -143,6 +143,7 @@ def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually)
         successor.result(60)
     for one in (first, second):
         one.source.close()
-        one.producer.close()
+        for producer in one.producers:
+            producer.close()
     place.read()
     assert place.counts() == once(500)

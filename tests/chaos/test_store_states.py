@@ -192,6 +192,9 @@ def test_a_server_killed_under_load_keeps_every_acknowledged_batch_whole(
     users = [f"user-{i}" for i in range(300)]
     lease = store.claim(0, START)
     for kill in range(3):
+        # With `everysec` a write to the file waits while the last one is still synced, so that a
+        # death on a slow disk takes whole batches along, their positions with them.
+        server.ask("CONFIG", "SET", "appendfsync", "always")
         acknowledged = lease.position.next_offset
         killer = threading.Timer(0.1 + 0.07 * kill, server.kill)
         killer.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -69,6 +70,7 @@ def _fold_here(
     def opened(split: Split) -> None:
         claimed.update(split.partitions)
         if len(claimed) == len(config.partitions):
+            _settled()
             on_ready(f"features of {len(claimed)} partitions")
 
     with ExitStack() as ending:
@@ -95,6 +97,17 @@ def _fold_there(config: JobConfig, plan: RunPlan, on_ready: Callable[[str], None
                 on_ready(f"features of {len(config.partitions)} partitions on {plan.runner}")
         if stopping.is_set():
             job.cancel()
+
+
+def _settled() -> None:
+    """
+    What is loaded by now stays: the search for garbage need not look at it again.
+
+    It is most of what there is (Beam's modules alone), and a search through it holds up the fold
+    for 70 to 90 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager

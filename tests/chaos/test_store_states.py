@@ -93,8 +93,8 @@ def split(world: World) -> Iterator[Split]:
 
 
 def fold(world: World, split: Split) -> None:
-    while (batch := split.poll(0)) is not None:
-        split.handle(batch)
+    while batches := split.poll(0):
+        split.handle(batches)
 
 
 def counts(world: World) -> Counts:

@@ -79,7 +79,7 @@ def planned(config: JobConfig, plan: RunPlan) -> beam.Pipeline:
     Raises:
         Misconfigured: Beam does not take the options, or lacks what the runner needs.
     """
-    arguments = beam_arguments(plan, job_name(config.settings))
+    arguments = beam_arguments(plan, job_name(config.settings, config.features.fingerprint))
     match plan.runner:
         case Runner.FNAPI:
             runner = FnApiRunner()

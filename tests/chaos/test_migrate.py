@@ -22,6 +22,7 @@ from features.rebuild import verify
 from features.redis_store import RedisStore
 from inference.registry import FolderRegistry, ModelFacts
 from inference.signature import ensure_key
+from ingest.clock import SystemClock
 from ingest.log import Outgoing
 from ingest.reading import until_end
 from ingest.settings import Settings
@@ -35,6 +36,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.tf, pytest.mark
 
 EVENTS = 4_000
 WAIT_S = 120.0
+NOW_MS = SystemClock().now_ms()
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def produce(place: Place, first: int, last: int) -> None:
                     topic=place.topics.user_events,
                     key=event.user_id.encode(),
                     value=codec.encode(event),
-                    timestamp_ms=event.event_time,
+                    timestamp_ms=NOW_MS + number,  # a live topic drops what is older
                 )
             )
     place.flush()
@@ -180,7 +182,8 @@ def test_a_new_set_is_folded_beside_the_old_one_until_no_version_needs_that(
                     settings, "features", "migrate", "--retire", old, code=3
                 )
                 told(settings, "release", "promote", "3")
-                eventually(lambda: "migrate.ends" in migrating.read_text(), WAIT_S)
+                over = f"feature set {old[:8]}: caught up, read by nobody"
+                eventually(lambda: over in migrating.read_text(), WAIT_S)
                 produce(place, 2 * EVENTS, 2 * EVENTS + 500)
                 eventually(lambda: lags(settings)[new] == 0, WAIT_S)
                 assert lags(settings)[old] == 500

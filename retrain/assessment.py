@@ -127,7 +127,9 @@ def assess_version(
     with _fetched(registry, name, version, keys_dir) as folder:
         facts = read_manifest(folder).facts
         ref = ModelRef(name=name, version=version, fingerprint=facts.fingerprint)
-        return assess_folder(folder, ref, holdout, judges, None, trained_on(facts))
+        same = facts.fingerprint == judges.features.fingerprint
+        features = judges.features if same else trained_on(facts)
+        return assess_folder(folder, ref, holdout, judges, None, features)
 
 
 class _OfOldSet:

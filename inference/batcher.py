@@ -1,39 +1,117 @@
 """
-When to score: requests gather until the batch is full or the first of them has waited long enough.
+When to score: requests gather while that gains something and no deadline is near.
 
-Pure but for the clock it is given: nothing here waits or starts a thread.
+A call takes `a + b * rows` (`inference.cost_model`), so large batches serve more and small ones
+sooner. While the model is busy, requests gather: the batch is closed just in time to be prepared
+when the model is free. While it is idle, they gather as long as more of them come during a call
+than wait already (a control limit: Deb and Serfozo, "Optimal control of batch service queues",
+1973), since whoever misses this call waits for the next.
+
+The decision is pure; nothing here waits or starts a thread.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from enum import StrEnum
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from ingest.clock import Clock
 
 T = TypeVar("T")
-Cause = Literal["full", "waited", "forced", "none"]
+RATE_S: Final = 0.1  # over how long arrivals are counted, each less the longer ago
+
+
+class Cause(StrEnum):
+    """Why a batch was dispatched."""
+
+    FULL = "full"
+    DEADLINE = "deadline"  # waiting longer would miss the first deadline
+    ENOUGH = "enough"  # fewer would come during the call than wait already
+    FORCED = "forced"  # the owner gives up its partitions, or ends
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Score the first `size` now."""
+
+    size: int
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do for so long, unless something comes."""
+
+    seconds: float
+
+
+Decision: TypeAlias = Dispatch | Wait
+
+
+class Cost(Protocol):
+    """Seconds that something takes for so many requests. `CostModel`, or a constant in a test."""
+
+    def predict(self, rows: int) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
     """Size and patience."""
 
-    max_size: int = 128
-    max_wait_s: float = 0.005
+    max_size: int = 256
+    objective_s: float = 0.025  # in which a request without a deadline is to be scored
     max_pending: int = 4096  # the batcher takes no more than this; its owner stops fetching
 
     def __post_init__(self) -> None:
         if self.max_size < 1:
             raise ValueError(f"max_size must be at least 1, got {self.max_size}")
-        if self.max_wait_s < 0:
-            raise ValueError(f"max_wait_s must not be negative, got {self.max_wait_s}")
+        if self.objective_s < 0:
+            raise ValueError(f"objective_s must not be negative, got {self.objective_s}")
         if self.max_pending < self.max_size:
             raise ValueError(
                 f"max_pending must be at least max_size ({self.max_size}), got {self.max_pending}"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """What waits, and when it could be scored."""
+
+    count: int  # at least 1
+    deadline_in_s: float  # of whoever must be scored first
+    per_s: float  # arrivals
+    free_in_s: float  # until the model is free; 0: it is
+
+
+def decide(queue: Queue, max_size: int, score: Cost, prepare: Cost) -> Decision:
+    """
+    Whether to dispatch, and why.
+
+    >>> from types import SimpleNamespace
+    >>> score = SimpleNamespace(predict=lambda rows: 0.004)
+    >>> prepare = SimpleNamespace(predict=lambda rows: 0.001)
+    >>> few = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.0)
+    >>> decide(few, 64, score, prepare)
+    Dispatch(size=3, cause=<Cause.ENOUGH: 'enough'>)
+    >>> busy = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.003)
+    >>> decide(busy, 64, score, prepare)
+    Wait(seconds=0.002)
+    """
+    if queue.count >= max_size:
+        return Dispatch(max_size, Cause.FULL)
+    lead_s, call_s = prepare.predict(queue.count), score.predict(queue.count)
+    if queue.free_in_s > lead_s:  # closed now, it would only stop growing
+        return Wait(queue.free_in_s - lead_s)
+    slack_s = queue.deadline_in_s - lead_s - call_s
+    if slack_s <= 0:
+        return Dispatch(queue.count, Cause.DEADLINE)
+    if queue.count >= queue.per_s * call_s:
+        return Dispatch(queue.count, Cause.ENOUGH)
+    return Wait(min(slack_s, 1 / queue.per_s))
 
 
 class Batcher(Generic[T]):
@@ -41,19 +119,26 @@ class Batcher(Generic[T]):
     First in, first out: so what came in order from one partition leaves in that order.
 
     >>> from ingest.clock import ManualClock
-    >>> clock = ManualClock()
-    >>> batcher = Batcher(BatchPolicy(max_size=2, max_wait_s=0.01), clock)
-    >>> batcher.add(["a"]); batcher.take()
+    >>> from types import SimpleNamespace
+    >>> cost = SimpleNamespace(predict=lambda rows: 0.001)
+    >>> batcher = Batcher(BatchPolicy(max_size=2), ManualClock(), cost, cost)
+    >>> batcher.add(["a"]); batcher.take(free_in_s=0.5)
     []
-    >>> clock.advance(0.01); batcher.take()
-    ['a']
+    >>> batcher.add(["b", "c"]); batcher.take(free_in_s=0.5), batcher.cause
+    (['a', 'b'], <Cause.FULL: 'full'>)
     """
 
-    def __init__(self, policy: BatchPolicy, clock: Clock) -> None:
+    def __init__(self, policy: BatchPolicy, clock: Clock, score: Cost, prepare: Cost) -> None:
         self._policy = policy
         self._clock = clock
-        self._waiting: deque[tuple[float, T]] = deque()
-        self.cause: Cause = "none"  # why the last batch left
+        self._score, self._prepare = score, prepare
+        self._waiting: deque[T] = deque()
+        self._first = 0  # number of the first that waits, counted from the beginning
+        # (deadline, number), both ascending: the first is the tightest of all that wait.
+        self._tightest: deque[tuple[float, int]] = deque()
+        self._rate = 0.0  # arrivals/s as of `_rated_s`
+        self._rated_s = clock.monotonic_s()
+        self.cause: Cause | None = None  # why the last batch left
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -63,35 +148,67 @@ class Batcher(Generic[T]):
         """How many more may be added."""
         return self._policy.max_pending - len(self._waiting)
 
-    def add(self, values: Iterable[T]) -> None:
+    def add(
+        self, values: Iterable[T], deadline_s: Callable[[T], float | None] = lambda _: None
+    ) -> None:
         """
         Let these wait.
+
+        Args:
+            deadline_s: on the monotonic clock, by when a value must be scored; None: by the
+                service's objective.
 
         Raises:
             OverflowError: there is no room; ask `room` first. Nothing was added.
         """
-        since = self._clock.monotonic_s()
-        added = [(since, value) for value in values]
+        now_s = self._clock.monotonic_s()
+        added = list(values)
         if len(added) > self.room:
             raise OverflowError(f"{len(added)} values for room for {self.room}")
+        for number, value in enumerate(added, self._first + len(self._waiting)):
+            given = deadline_s(value)
+            due_s = now_s + self._policy.objective_s if given is None else given
+            while self._tightest and self._tightest[-1][0] >= due_s:
+                self._tightest.pop()
+            self._tightest.append((due_s, number))
         self._waiting.extend(added)
+        self._rate = self._per_s(now_s) + len(added) / RATE_S
+        self._rated_s = now_s
 
-    def due_in_s(self) -> float | None:
-        """Seconds until `take` gives something; 0: now; None: nothing waits."""
+    def due_in_s(self, free_in_s: float = 0.0) -> float | None:
+        """Seconds until `take` gives something, if nothing comes; 0: now; None: nothing waits."""
+        match self._decision(free_in_s):
+            case None:
+                return None
+            case Wait(seconds):
+                return seconds
+            case Dispatch():
+                return 0.0
+
+    def take(self, free_in_s: float = 0.0, *, force: bool = False) -> list[T]:
+        """The next batch, at most `max_size`; empty while none is due (unless forced)."""
+        decision = self._decision(free_in_s)
+        if decision is None or (isinstance(decision, Wait) and not force):
+            return []
+        if isinstance(decision, Wait):
+            decision = Dispatch(min(len(self._waiting), self._policy.max_size), Cause.FORCED)
+        self.cause = decision.cause
+        self._first += decision.size
+        while self._tightest and self._tightest[0][1] < self._first:
+            self._tightest.popleft()
+        return [self._waiting.popleft() for _ in range(decision.size)]
+
+    def _decision(self, free_in_s: float) -> Decision | None:
         if not self._waiting:
             return None
-        if len(self._waiting) >= self._policy.max_size:
-            return 0.0
-        waited = self._clock.monotonic_s() - self._waiting[0][0]
-        return max(0.0, self._policy.max_wait_s - waited)
+        now_s = self._clock.monotonic_s()
+        queue = Queue(
+            count=len(self._waiting),
+            deadline_in_s=self._tightest[0][0] - now_s,
+            per_s=self._per_s(now_s),
+            free_in_s=free_in_s,
+        )
+        return decide(queue, self._policy.max_size, self._score, self._prepare)
 
-    def take(self, *, force: bool = False) -> list[T]:
-        """The next batch, at most `max_size`; empty while none is due (unless forced)."""
-        due = self.due_in_s()
-        if due is None or (due > 0 and not force):
-            self.cause = "none"
-            return []
-        size = min(self._policy.max_size, len(self._waiting))
-        full = len(self._waiting) >= self._policy.max_size
-        self.cause = "full" if full else "waited" if due == 0 else "forced"
-        return [self._waiting.popleft()[1] for _ in range(size)]
+    def _per_s(self, now_s: float) -> float:
+        return self._rate * math.exp((self._rated_s - now_s) / RATE_S)

@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     context: typer.Context,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests in one model call.")] = 256,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long the first waits.")] = 5.0,
+    objective_ms: Annotated[
+        float, typer.Option(min=0, help="In which a request without deadline is to be scored.")
+    ] = 25.0,
     model_threads: Annotated[
         int, typer.Option(min=0, help="Threads of one model call; 0: half of the processors.")
     ] = 0,
@@ -38,13 +40,13 @@ def serve(
     """
     Answer recommendation requests until stopped.
 
-    Example: `millstream serve --max-batch 256 --max-wait-ms 5`
+    Example: `millstream serve --max-batch 256 --objective-ms 25`
     """
     from inference import server  # noqa: PLC0415 - keeps --help quick
 
     options = server.Options(
         max_batch=max_batch,
-        max_wait_s=max_wait_ms / 1000,
+        objective_s=objective_ms / 1000,
         model_threads=model_threads,
         metrics_port=metrics_port,
         instance=instance,

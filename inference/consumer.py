@@ -17,29 +17,27 @@ makes the same producer's next one wait.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from inference.answers import Answers
 from inference.batcher import Batcher, BatchPolicy
-from inference.encoding import AnswerWriter
-from inference.requests import Asked, Bad, Entry, RequestReader, next_offset, place
+from inference.commits import Commits, Ends, GroupWord, Step, Written
+from inference.cost_model import CostModel
+from inference.requests import Asked, Bad, Entry
 from ingest.clock import Clock
-from ingest.dead_letter import DeadLetters
 from ingest.log import (
-    GroupSource,
-    Outgoing,
     RecordBatch,
     TopicPartition,
-    TransactionalProducer,
 )
+from ingest.metrics import Metrics
 from schemas.errors import PositionMoved, Retryable
 
 log = structlog.get_logger(__name__)
@@ -47,8 +45,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 IDLE_S = 0.1  # how long a thread waits before it looks whether to stop
 FULL_S = 0.002  # how long the fetching thread waits for the scoring thread: a fraction of a batch
-GROUP_S = 1.0  # how long a commit waits to hear of the group
 RESERVE = 64  # room that is kept for polls that only serve the group
+QUEUED_S = 0.001  # the least wait for a thread that is due: do not spin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,32 +74,17 @@ class Steps(Protocol):
     def finish(self, scored: Any) -> Answers: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Step(Generic[T]):
-    """A run of entries, and what became so far of those that are requests."""
-
-    entries: Sequence[Entry]
-    made: T
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Answers as they are sent, and the requests that were poison."""
-
-    records: Sequence[Outgoing]
-    dead: Sequence[Bad]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """Where the pipeline starts and ends."""
+class Costs:
+    """How long the steps take. They outlive a consumer: the next one need not learn them anew."""
 
-    source: GroupSource
-    producers: Sequence[TransactionalProducer]  # one or more, each with an id of its own
-    dead_letters: DeadLetters
-    reader: RequestReader
-    writer: AnswerWriter
-    requests_topic: str
+    prepare: CostModel
+    score: CostModel
+
+    @classmethod
+    def unknown(cls, sizes: Sequence[int]) -> Costs:
+        """Nothing is known yet of calls that are padded to these sizes; nothing else is padded."""
+        return cls(prepare=CostModel(range(1, sizes[-1] + 1)), score=CostModel(sizes))
 
 
 class Consumer:
@@ -117,26 +100,32 @@ class Consumer:
         steps: Steps,
         policy: ConsumerPolicy,
         clock: Clock,
+        costs: Costs | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        """`costs`: of the steps as known from an earlier life."""
         self._ends = ends
         self._steps = steps
         self._policy = policy
         self._clock = clock
-        self._batcher: Batcher[Entry] = Batcher(policy.batch, clock)
+        self._metrics = metrics
+        self._costs = costs or Costs.unknown([policy.batch.max_size])
+        self._batcher: Batcher[Entry] = Batcher(
+            policy.batch, clock, self._costs.score, self._costs.prepare
+        )
         self._to_prepare: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
         self._to_score: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
         self._to_finish: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
         self._to_commit: queue.Queue[Step[Written]] = queue.Queue(policy.commit_batches)
-        self._producers = itertools.cycle(ends.producers)
         self._over = threading.Event()  # no more work: the threads leave
         self._error: BaseException | None = None
         self._settled = threading.Condition()
         self._under_way = 0  # entries handed to the threads and not yet committed
-        self._unscored = 0  # batches handed to the scoring thread and not yet scored
+        self._unscored: deque[int] = deque()  # sizes of batches handed on and not yet scored
+        self._scoring_since_s: float | None = None  # the first of them
         self._rebalances = 0
-        self._group: object | None = None  # what commits carry; see _poll
-        self._group_wanted = threading.Event()
-        self._group_given = threading.Event()
+        self._group = GroupWord()
+        self._commits = Commits(ends, self._group, policy.commit_tries, self._over)
         self.assigned = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -179,14 +168,15 @@ class Consumer:
         """Poll once, and hand on what is due."""
         spare = self._batcher.room - RESERVE
         # A full batcher stops the fetching, unless a commit waits to hear of the group.
-        records = 1 if spare < 1 and self._group_wanted.is_set() and self._batcher.room else spare
+        records = 1 if spare < 1 and self._group.wanted and self._batcher.room else spare
         if records > 0:
             batch = self._poll(min(records, self._policy.batch.max_size))
             if batch is not None and len(batch):
-                self._batcher.add(self._insistently(lambda: self._ends.reader.read(batch)))
+                entries = self._insistently(lambda: self._ends.reader.read(batch))
+                self._batcher.add(entries, self._due_s)
         else:
             self._clock.sleep(FULL_S)
-        while self._may_hand_on() and (entries := self._batcher.take()):
+        while not self._to_prepare.full() and (entries := self._batcher.take(self._free_in_s())):
             self._hand_on(entries)
 
     def _poll(self, max_records: int) -> RecordBatch | None:
@@ -196,10 +186,8 @@ class Consumer:
         The metadata is used only if the poll after it brought no rebalance: a member that the
         group has just thrown out gets metadata that no broker checks, and hears of it by the poll.
         """
-        due_in_s = self._batcher.due_in_s()
-        wait_s = IDLE_S if due_in_s is None else min(due_in_s, IDLE_S)
-        if due_in_s is not None and not self._may_hand_on():
-            wait_s = FULL_S  # what is due cannot leave yet: do not spin
+        due_in_s = self._batcher.due_in_s(self._free_in_s())
+        wait_s = IDLE_S if due_in_s is None else min(max(due_in_s, QUEUED_S), IDLE_S)
         before, metadata = self._rebalances, self._ends.source.group_metadata()
         try:
             batch = self._ends.source.poll(max_records, wait_s)
@@ -208,26 +196,34 @@ class Consumer:
             self._clock.sleep(IDLE_S)
             return None
         if before == self._rebalances and before:
-            self._group = metadata
-            self._group_wanted.clear()
-            self._group_given.set()
+            self._group.tell(metadata)
         return batch
 
-    def _may_hand_on(self) -> bool:
-        """
-        Full batches wait for the next thread in its queue, others here: they still grow.
-
-        A call costs as much for 1 row as for 30, so batches cut early would make it fall behind.
-        """
-        if len(self._batcher) >= self._policy.batch.max_size:
-            return not self._to_prepare.full()
-        return not self._unscored
+    def _free_in_s(self) -> float:
+        """Until the model has scored what was handed on, as far as is known."""
+        with self._settled:
+            sizes, since_s = list(self._unscored), self._scoring_since_s
+        left_s = sum(map(self._costs.score.predict, sizes))
+        if since_s is not None and sizes:
+            first_s = self._costs.score.predict(sizes[0])
+            left_s -= min(first_s, self._clock.monotonic_s() - since_s)
+        # While one is under way the model is not free, however late it is.
+        return max(left_s, QUEUED_S if sizes else 0.0)
 
     def _hand_on(self, entries: list[Entry]) -> None:
         with self._settled:
             self._under_way += len(entries)
-            self._unscored += 1
+            self._unscored.append(len(entries))
+        if self._metrics is not None and self._batcher.cause is not None:
+            self._metrics.count("serve.batches", cause=self._batcher.cause.value)
         self._put(self._to_prepare, entries)
+
+    def _due_s(self, entry: Entry) -> float | None:
+        """When a request must be scored, on the monotonic clock; None: by the objective."""
+        if isinstance(entry, Bad) or entry.request.deadline_ms is None:
+            return None
+        left_ms = entry.timestamp_ms + entry.request.deadline_ms - self._clock.now_ms()
+        return self._clock.monotonic_s() + left_ms / 1000
 
     def _insistently(self, call: Callable[[], T]) -> T:
         """A registry that does not answer makes requests wait; it loses none."""
@@ -267,13 +263,21 @@ class Consumer:
     def _prepare(self) -> None:
         while (entries := self._get(self._to_prepare)) is not None:
             asked = [one for one in entries if isinstance(one, Asked)]
-            self._put(self._to_score, Step(entries, self._steps.prepare(asked)))
+            since_s = self._clock.monotonic_s()
+            prepared = self._steps.prepare(asked)
+            self._costs.prepare.observe(len(entries), self._clock.monotonic_s() - since_s)
+            self._put(self._to_score, Step(entries, prepared))
 
     def _score(self) -> None:
         while (step := self._get(self._to_score)) is not None:
-            scored = self._steps.score(step.made)
+            since_s = self._clock.monotonic_s()
             with self._settled:
-                self._unscored -= 1
+                self._scoring_since_s = since_s
+            scored = self._steps.score(step.made)
+            self._costs.score.observe(len(step.entries), self._clock.monotonic_s() - since_s)
+            with self._settled:
+                self._unscored.popleft()
+                self._scoring_since_s = None
             self._put(self._to_finish, Step(step.entries, scored))
 
     def _finish(self) -> None:
@@ -289,48 +293,10 @@ class Consumer:
             run = [first]
             while len(run) < self._policy.commit_batches and not self._to_commit.empty():
                 run.append(self._to_commit.get())
-            self._commit_run(run)
+            self._commits.commit(run)
             with self._settled:
                 self._under_way -= sum(len(part.entries) for part in run)
                 self._settled.notify_all()
-
-    def _commit_run(self, run: Sequence[Step[Written]]) -> None:
-        bad: list[Bad] = [one for part in run for one in part.entries if isinstance(one, Bad)]
-        for one in [*bad, *(dead for part in run for dead in part.made.dead)]:
-            self._ends.dead_letters.add(one.batch, one.index, one.rejected)
-        records = [record for part in run for record in part.made.records]
-        positions = {place(one): next_offset(one) for part in run for one in part.entries}
-        for tries_left in reversed(range(self._policy.commit_tries)):
-            try:
-                self._ends.dead_letters.flush()
-                self._transact(records, positions)
-            except (Retryable, PositionMoved) as error:
-                # A group that only counted its members again refuses the old count once. Where a
-                # newer producer or member took over, `begin` or the next try says so.
-                if not tries_left or self._over.is_set():
-                    raise
-                log.warning("serve.commit_again", error=str(error))
-                self._ask_for_group()
-            else:
-                return
-
-    def _ask_for_group(self) -> None:
-        """Wait a while for the fetching thread to hear from the group."""
-        self._group_given.clear()
-        self._group_wanted.set()
-        self._group_given.wait(GROUP_S)
-
-    def _transact(self, records: Sequence[Outgoing], positions: dict[TopicPartition, int]) -> None:
-        if self._group is None:
-            self._ask_for_group()
-        producer = next(self._producers)
-        producer.begin()
-        for record in records:
-            producer.send(record)
-        if self._group is None:
-            producer.abort()
-            raise PositionMoved("the group has not answered yet")
-        producer.commit(positions, self._group)
 
     # --- between them ----------------------------------------------------------------------------
 

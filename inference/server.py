@@ -14,7 +14,8 @@ import structlog
 
 from features.catalog import CATALOG
 from inference.batcher import BatchPolicy
-from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.commits import Ends
+from inference.consumer import Consumer, ConsumerPolicy, Costs
 from inference.encoding import AnswerWriter
 from inference.live import Live
 from inference.loading import RegistryLoader
@@ -55,7 +56,7 @@ class Options:
     """Options of `millstream serve`."""
 
     max_batch: int = 256
-    max_wait_s: float = 0.005
+    objective_s: float = 0.025
     model_threads: int = 0  # of one model call; 0: half of the processors, at least one
     metrics_port: int = 0
     instance: str = "0"
@@ -131,11 +132,13 @@ class Server:
 
     def serve(self, stop: threading.Event) -> None:
         """Live after live of the pipeline, until told to stop."""
-        steps = SetRouter(self._sets, self._live)
+        steps, costs = SetRouter(self._sets, self._live), Costs.unknown(self._options.batch_sizes())
         while not stop.is_set():
             try:
                 with self._ends() as ends:
-                    consumer = Consumer(ends, steps, self._policy(), self._clock)
+                    consumer = Consumer(
+                        ends, steps, self._policy(), self._clock, costs, self._metrics
+                    )
                     self._announce(consumer, stop)
                     consumer.run(stop)
             except PositionMoved as error:
@@ -166,7 +169,7 @@ class Server:
     def _policy(self) -> ConsumerPolicy:
         size = self._options.max_batch
         batch = BatchPolicy(
-            max_size=size, max_wait_s=self._options.max_wait_s, max_pending=max(1024, 8 * size)
+            max_size=size, objective_s=self._options.objective_s, max_pending=max(1024, 8 * size)
         )
         return ConsumerPolicy(batch=batch)
 

@@ -64,6 +64,7 @@ MetricName = Literal[
     "monitor.alerts",
     "monitor.statistic",
     "serve.batch_rows",
+    "serve.batches",
     "serve.expired_in_queue",
     "serve.fallbacks",
     "serve.latency_s",
@@ -121,6 +122,9 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "monitor.statistic": MetricSpec("gauge", "evidence of drift", ("stream",)),
     "serve.batch_rows": MetricSpec(
         "histogram", "rows of a model call", buckets=tuple(map(float, SIZES))
+    ),
+    "serve.batches": MetricSpec(
+        "counter", "batches handed on to be scored, by why they were", ("cause",)
     ),
     "serve.expired_in_queue": MetricSpec(
         "counter", "requests that were read in time, and not scored in time"

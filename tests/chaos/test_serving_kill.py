@@ -11,7 +11,8 @@ import pytest
 
 from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
-from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.commits import Ends
+from inference.consumer import Consumer, ConsumerPolicy
 from inference.encoding import AnswerWriter
 from inference.requests import RequestReader
 from ingest.clock import SystemClock
@@ -113,7 +114,7 @@ def ends(place: Place, name: str) -> Ends:
 
 
 def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually):
-    policy = ConsumerPolicy(batch=BatchPolicy(max_size=64, max_wait_s=0.001))
+    policy = ConsumerPolicy(batch=BatchPolicy(max_size=64, objective_s=0.001))
     entered, release, stop = threading.Event(), threading.Event(), threading.Event()
 
     def echo(asked) -> Answers:

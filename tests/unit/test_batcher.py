@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 
-from inference.batcher import Batcher, BatchPolicy
+from inference.batcher import Batcher, BatchPolicy, Cause, Dispatch, Queue, Wait, decide
 from ingest.clock import ManualClock
+
+
+@dataclass(frozen=True)
+class Line:
+    """Costs `fixed_s + per_row_s * rows`."""
+
+    fixed_s: float
+    per_row_s: float = 0.0
+
+    def predict(self, rows: int) -> float:
+        return self.fixed_s + self.per_row_s * rows
+
+
+SCORE, PREPARE = Line(0.004, 0.0001), Line(0.001)
 
 
 @pytest.fixture
@@ -14,36 +30,84 @@ def clock() -> ManualClock:
 
 
 def batcher(clock: ManualClock, **policy: float) -> Batcher[int]:
-    return Batcher(BatchPolicy(**{"max_size": 4, "max_wait_s": 0.01, **policy}), clock)
+    wanted = BatchPolicy(**{"max_size": 4, "objective_s": 0.025, **policy})
+    return Batcher(wanted, clock, SCORE, PREPARE)
+
+
+QUEUE = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("queue", "expected"),
+    [
+        (replace(QUEUE, count=70), Dispatch(64, Cause.FULL)),
+        (replace(QUEUE, count=64, free_in_s=9.0), Dispatch(64, Cause.FULL)),
+        # 0.43 would come during the call: the three are enough.
+        (QUEUE, Dispatch(3, Cause.ENOUGH)),
+        # 4.3 would come: they gather, one arrival long.
+        (replace(QUEUE, per_s=1000.0), Wait(0.001)),
+        (replace(QUEUE, count=5, per_s=1000.0), Dispatch(5, Cause.ENOUGH)),
+        # Not longer than the deadline allows.
+        (replace(QUEUE, per_s=1000.0, deadline_in_s=0.0058), Wait(pytest.approx(0.0005))),
+        (replace(QUEUE, per_s=1000.0, deadline_in_s=0.005), Dispatch(3, Cause.DEADLINE)),
+        # The model is busy: closed just in time to be prepared, whatever the deadline.
+        (replace(QUEUE, free_in_s=0.003), Wait(pytest.approx(0.002))),
+        (replace(QUEUE, free_in_s=0.003, deadline_in_s=-1), Wait(pytest.approx(0.002))),
+        (replace(QUEUE, free_in_s=0.001), Dispatch(3, Cause.ENOUGH)),
+    ],
+)
+def test_it_is_decided_by_what_waiting_gains(queue, expected):
+    assert decide(queue, 64, SCORE, PREPARE) == expected
 
 
 def test_a_full_batch_leaves_at_once(clock):
     waiting = batcher(clock)
     waiting.add(range(6))
-    assert waiting.due_in_s() == 0
-    assert waiting.take() == [0, 1, 2, 3]
-    assert waiting.cause == "full"
-    assert waiting.take() == []
+    assert waiting.due_in_s(free_in_s=1.0) == 0
+    assert waiting.take(free_in_s=1.0) == [0, 1, 2, 3]
+    assert waiting.cause is Cause.FULL
+    assert waiting.take(free_in_s=1.0) == []
     assert len(waiting) == 2
 
 
-def test_the_first_in_decides_how_long_the_others_wait(clock):
+def test_one_request_on_a_quiet_day_does_not_wait(clock):
     waiting = batcher(clock)
-    waiting.add([1])
-    clock.advance(0.006)
-    waiting.add([2])
-    assert waiting.due_in_s() == pytest.approx(0.004)
-    clock.advance(0.004)
-    assert waiting.take() == [1, 2]
-    assert waiting.cause == "waited"
     assert waiting.due_in_s() is None
+    waiting.add([1])
+    assert waiting.take() == [1]
+    assert waiting.cause is Cause.ENOUGH
+
+
+def test_in_a_rush_they_gather_until_the_tightest_deadline(clock):
+    waiting = batcher(clock, max_size=64)
+    waiting.add(range(40))
+    assert len(waiting.take()) == 40  # as many come in 0.1 s: 3 in a call
+    clock.advance(0.001)
+    waiting.add([1])  # 400 a second: 1.6 in a call
+    assert waiting.take() == []
+    due_s = clock.monotonic_s() + 0.006
+    waiting.add([2], lambda _: due_s)
+    waiting.add(range(3, 5), lambda _: due_s + 5)
+    clock.advance(0.002)
+    assert waiting.take() == [1, 2, 3, 4]
+
+
+def test_a_deadline_leaves_with_its_request(clock):
+    waiting = batcher(clock, max_size=2)
+    now_s = clock.monotonic_s()
+    waiting.add([1, 2, 3], lambda value: now_s + {1: 9.0, 2: 0.001, 3: 8.0}[value])
+    assert waiting.take() == [1, 2]
+    assert waiting.due_in_s(free_in_s=0.5) == pytest.approx(0.499)
+    assert waiting.take(free_in_s=0.001) == [3]
+    assert waiting.cause is Cause.ENOUGH
 
 
 def test_a_forced_batch_does_not_wait(clock):
     waiting = batcher(clock)
     waiting.add([1])
-    assert waiting.take(force=True) == [1]
-    assert waiting.cause == "forced"
+    assert waiting.take(free_in_s=1.0) == []
+    assert waiting.take(free_in_s=1.0, force=True) == [1]
+    assert waiting.cause is Cause.FORCED
     assert waiting.take(force=True) == []
 
 
@@ -57,7 +121,7 @@ def test_it_never_holds_more_than_it_may(clock):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_size": 0}, {"max_wait_s": -1}, {"max_size": 9, "max_pending": 8}]
+    "wrong", [{"max_size": 0}, {"objective_s": -1}, {"max_size": 9, "max_pending": 8}]
 )
 def test_a_policy_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="must"):

@@ -11,7 +11,8 @@ import pytest
 
 from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
-from inference.consumer import Consumer, ConsumerPolicy, Ends
+from inference.commits import Ends
+from inference.consumer import Consumer, ConsumerPolicy
 from inference.encoding import AnswerWriter
 from inference.requests import Bad, RequestReader
 from ingest.clock import SystemClock
@@ -32,7 +33,7 @@ from schemas.registry import MemoryRegistry
 from tests.serving import Whole
 
 PARTITIONS = 3
-POLICY = ConsumerPolicy(batch=BatchPolicy(max_size=8, max_wait_s=0.001, max_pending=200))
+POLICY = ConsumerPolicy(batch=BatchPolicy(max_size=8, objective_s=0.001, max_pending=200))
 
 
 def echo(asked) -> Answers:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inference.delivery import Delivery
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured
@@ -28,6 +29,9 @@ def serve(
     objective_ms: Annotated[
         float, typer.Option(min=0, help="In which a request without deadline is to be scored.")
     ] = 25.0,
+    delivery: Annotated[
+        Delivery, typer.Option(help="at-least-once: sooner, and a crash repeats some answers.")
+    ] = Delivery.EXACTLY_ONCE,
     model_threads: Annotated[
         int, typer.Option(min=0, help="Threads of one model call; 0: half of the processors.")
     ] = 0,
@@ -50,6 +54,7 @@ def serve(
         model_threads=model_threads,
         metrics_port=metrics_port,
         instance=instance,
+        delivery=delivery,
     )
     server.run(context.obj, options)
 

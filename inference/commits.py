@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
+from inference.answer_memory import AnswerMemory
 from inference.encoding import AnswerWriter
 from inference.requests import Bad, Entry, RequestReader, next_offset, place
 from ingest.dead_letter import DeadLetters
@@ -50,6 +51,7 @@ class Ends:
     reader: RequestReader
     writer: AnswerWriter
     requests_topic: str
+    memory: AnswerMemory | None = None  # of what was answered: for delivery at least once
 
 
 class GroupWord:

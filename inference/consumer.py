@@ -226,18 +226,21 @@ class Consumer:
         return self._clock.monotonic_s() + left_ms / 1000
 
     def _insistently(self, call: Callable[[], T]) -> T:
-        """A registry that does not answer makes requests wait; it loses none."""
+        """A registry or broker that does not answer makes requests wait; it loses none."""
         while not self._over.is_set() and self._error is None:
             try:
                 return call()
             except Retryable as error:
-                log.warning("serve.registry_unreachable", error=str(error))
+                log.warning("serve.unreachable", error=str(error))
                 self._clock.sleep(IDLE_S)
-        raise PositionMoved("stopped while the registry was unreachable")
+        raise PositionMoved("stopped while the registry or the broker was unreachable")
 
     def _on_assigned(self, partitions: Sequence[TopicPartition]) -> None:
         self._rebalances += 1
         log.info("serve.assigned", partitions=[p.partition for p in partitions])
+        memory, places = self._ends.memory, [p.partition for p in partitions]
+        if memory is not None:
+            self._insistently(lambda: memory.learn(places))
         self.assigned.set()
 
     def _on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -284,6 +287,9 @@ class Consumer:
         while (step := self._get(self._to_finish)) is not None:
             answers = self._steps.finish(step.made)
             records = self._insistently(partial(self._ends.writer.records, answers))
+            if self._ends.memory is not None:
+                asked = [one for one in step.entries if isinstance(one, Asked)]
+                records = self._ends.memory.recalled(asked, records)
             self._put(self._to_commit, Step(step.entries, Written(records, answers.dead)))
 
     # --- the committing thread -------------------------------------------------------------------

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import structlog
 
 from features.catalog import CATALOG
+from inference.answer_memory import AnswerMemory, DeliveredAnswers
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
+from inference.delivery import AtLeastOnce, Delivery
 from inference.encoding import AnswerWriter
 from inference.live import Live
 from inference.loading import RegistryLoader
@@ -33,7 +35,7 @@ from ingest.kafka import (
     KafkaProducer,
     KafkaTransactionalProducer,
 )
-from ingest.log import TopicPartition
+from ingest.log import GroupSource, TopicPartition, TransactionalProducer
 from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
 from ingest.topics import Topics, check_offset, check_partitions, serving_group
@@ -60,6 +62,7 @@ class Options:
     model_threads: int = 0  # of one model call; 0: half of the processors, at least one
     metrics_port: int = 0
     instance: str = "0"
+    delivery: Delivery = Delivery.EXACTLY_ONCE
 
     def batch_sizes(self) -> tuple[int, ...]:
         """Powers of two up to the largest batch: what models are warmed for."""
@@ -195,17 +198,6 @@ class Server:
         with ExitStack() as stack:
             letters = KafkaProducer(settings.bootstrap_servers, timeout_s=settings.timeout_s)
             stack.callback(letters.close)
-            producers = [
-                KafkaTransactionalProducer(
-                    settings.bootstrap_servers,
-                    f"{name}-{turn}",
-                    timeout_s=settings.timeout_s,
-                    max_record_bytes=settings.max_record_bytes,
-                )
-                for turn in range(PRODUCERS)
-            ]
-            for producer in producers:
-                stack.callback(producer.close)
             source = KafkaGroupSource(
                 settings.bootstrap_servers,
                 serving_group(settings.topic_prefix),
@@ -214,9 +206,13 @@ class Server:
                 session_timeout_s=SESSION_S,
             )
             stack.callback(source.close)
+            producers = self._producers(name, source)
+            for producer in producers:
+                stack.callback(producer.close)
             yield Ends(
                 source=source,
                 producers=producers,
+                memory=self._memory(stack),
                 dead_letters=self._around.dead_letters(letters),
                 reader=RequestReader(self._registry),
                 writer=AnswerWriter(
@@ -225,6 +221,33 @@ class Server:
                 ),
                 requests_topic=topics.requests,
             )
+
+    def _producers(self, name: str, source: GroupSource) -> list[TransactionalProducer]:
+        settings = self._settings
+        if self._options.delivery is Delivery.AT_LEAST_ONCE:
+            plain = KafkaProducer(
+                settings.bootstrap_servers,
+                timeout_s=settings.timeout_s,
+                max_record_bytes=settings.max_record_bytes,
+            )
+            return [AtLeastOnce(plain, source, settings.timeout_s)]
+        return [
+            KafkaTransactionalProducer(
+                settings.bootstrap_servers,
+                f"{name}-{turn}",
+                timeout_s=settings.timeout_s,
+                max_record_bytes=settings.max_record_bytes,
+            )
+            for turn in range(PRODUCERS)
+        ]
+
+    def _memory(self, stack: ExitStack) -> AnswerMemory | None:
+        if self._options.delivery is Delivery.EXACTLY_ONCE:
+            return None
+        source = self._around.source()
+        stack.callback(source.close)
+        topic = self._topics.recommendations
+        return AnswerMemory(DeliveredAnswers(self._log, source, self._registry, topic))
 
     def _release_feed(self) -> ReleaseFeed:
         codec = Codec(self._registry, Release, self._topics.model_releases)

@@ -127,6 +127,14 @@ class GroupSource(Protocol):
     def group_metadata(self) -> object:
         """What `TransactionalProducer.commit` needs to fence members of an older generation."""
 
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Store offsets for the group, outside of any transaction. May run beside `poll`.
+
+        Raises:
+            PositionMoved: the group has dealt anew; whoever holds the partitions goes on.
+            Retryable: the group did not answer.
+        """
+
     def close(self) -> None:
         """Leave the group. Idempotent."""
 

@@ -1,10 +1,12 @@
-"""Reading topics once, from their start to where they end now."""
+"""Reading topics once, from their start, or a little before their end, to where they end now."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ingest.log import Log, RecordBatch, Source, TopicPartition
+from schemas.errors import BrokerUnavailable
 
 POLL_S = 0.1
 
@@ -17,11 +19,50 @@ def until_end(log: Log, source: Source, topics: Iterable[str]) -> Iterator[Recor
             if end > start:
                 starts[TopicPartition(topic, p)] = start
                 ends[TopicPartition(topic, p)] = end
+    yield from _between(source, starts, ends, math.inf)
+
+
+def tail(
+    log: Log,
+    source: Source,
+    topic: str,
+    partitions: Sequence[int],
+    offsets: int,
+    timeout_s: float = 10.0,
+) -> Iterator[RecordBatch]:
+    """
+    The batches of the last so many offsets of some partitions.
+
+    Raises:
+        BrokerUnavailable: the end was not reached in time.
+    """
+    bounds = log.bounds(topic)
+    wanted = {p: bounds[p] for p in partitions if bounds[p][1] > bounds[p][0]}
+    starts = {
+        TopicPartition(topic, p): max(first, end - offsets) for p, (first, end) in wanted.items()
+    }
+    ends = {TopicPartition(topic, p): end for p, (_, end) in wanted.items()}
+    if ends:
+        yield from _between(source, starts, ends, timeout_s)
+
+
+def _between(
+    source: Source,
+    starts: Mapping[TopicPartition, int],
+    ends: dict[TopicPartition, int],
+    timeout_s: float,
+) -> Iterator[RecordBatch]:
     source.assign(starts)
+    quiet = 0.0
     while ends:
         batch = source.poll(1_000, POLL_S)
         if batch is None:
+            quiet += POLL_S
+            if quiet > timeout_s:
+                places = ", ".join(f"{tp.topic}[{tp.partition}]" for tp in ends)
+                raise BrokerUnavailable(f"{places} gave nothing for {timeout_s:g} s")
             continue
+        quiet = 0.0
         yield batch
         place = TopicPartition(batch.topic, batch.partition)
         if batch.next_offset >= ends.get(place, 0):

@@ -349,6 +349,15 @@ class KafkaGroupSource:
         with mapping("group metadata"):
             return self._reader.consumer.consumer_group_metadata()
 
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        with mapping(f"commit for group {self._group_id}"):
+            stored = self._reader.consumer.commit(
+                offsets=library_partitions(positions), asynchronous=False
+            )
+        for one in stored or ():
+            if one.error is not None:
+                raise mapped(one.error, f"commit {one.topic}[{one.partition}]")
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ingest.log import RecordBatch, TopicPartition
 from ingest.memory.log import Group, GroupMetadata, MemoryLog, Pause
-from schemas.errors import BrokerUnavailable
+from schemas.errors import BrokerUnavailable, PositionMoved
 
 
 class _Cursor:
@@ -133,6 +133,13 @@ class MemoryGroupSource:
                 group.generation += 1
             group.owners = {tp: m for tp, m in group.owners.items() if m != self._member}
             self._log.changed.notify_all()
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        with self._log.changed:
+            group = self._log.groups.get(self._name, Group())
+            if any(group.owners.get(tp) != self._member for tp in positions):
+                raise PositionMoved(f"group {self._name} has dealt anew")
+            group.offsets.update(positions)
 
     def _moved_on(self) -> bool:
         """Whether the group's deal has changed, or a partition dealt to us has come free."""

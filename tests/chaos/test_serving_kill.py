@@ -75,6 +75,34 @@ def test_a_server_killed_twice_answers_every_request_once(place, serve, eventual
     assert sum(end - first for first, end in letters.values()) >= 1
 
 
+def test_delivered_at_least_once_nothing_is_lost_and_repeats_are_word_for_word(
+    place, serve, eventually
+):
+    total, asked = 4_000, Counter()
+    more = ("--delivery", "at-least-once")
+    for life in range(4):
+        server = serve("0", *more)
+        eventually(server.ready, timeout_s=60)
+        first = life * total // 4
+        place.ask(range(first, first + total // 4))
+        asked.update(f"r{n}" for n in range(first, first + total // 4))
+        eventually(lambda: place.read() > first + 100, timeout_s=60)  # noqa: B023
+        server.kill()
+    server = serve("0", *more)
+    eventually(lambda: place.read() and place.counts().keys() == asked.keys(), timeout_s=60)
+    before = place.read()
+    place.ask(range(total - 300, total))  # by clients that did not hear
+    eventually(lambda: place.read() >= before + 300, timeout_s=60)
+    assert server.stop() == 0
+    place.read()
+    counts = place.counts()
+    assert counts.keys() == asked.keys()
+    told: dict[str, Recommendation] = {}
+    for answer in place.answers:
+        assert told.setdefault(answer.value.request_id, answer.value) == answer.value
+    assert sum(count > 1 for count in counts.values()) >= 300
+
+
 def test_a_second_server_takes_its_share_and_gives_it_back(place, serve, eventually):
     one = serve("0")
     eventually(one.ready, timeout_s=60)

@@ -536,6 +536,19 @@ class GroupContract:
         assert held[0] == set()  # told on leaving
         until(lambda: _polled(members[1]) and len(held[1]) == 2, "the other holds all")
 
+    def test_offsets_are_stored_by_whoever_holds_the_partition(self, world: World) -> None:
+        topic, group = world.topic(1), world.name()
+        send(world.producer(), topic, [b"a", b"b", b"c"])
+        member = world.group(group)
+        member.subscribe([topic], lambda _: None, lambda _: None)
+        assert values(read_to(member, 3)) == [b"a", b"b", b"c"]
+        member.commit({TopicPartition(topic, 0): 2})
+        assert world.groups().offsets(group, topic) == {0: 2}
+        member.close()
+        heir = world.group(group)
+        heir.subscribe([topic], lambda _: None, lambda _: None)
+        assert values(read_to(heir, 3)) == [b"c"]
+
     def test_close_may_be_called_twice(self, world: World) -> None:
         member = world.group(world.name())
         member.subscribe([world.topic(1)], lambda _: None, lambda _: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from inference.answer_memory import AnswerMemory, DeliveredAnswers
 from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy
+from inference.delivery import AtLeastOnce
 from inference.encoding import AnswerWriter
 from inference.requests import Bad, RequestReader
 from ingest.clock import SystemClock
@@ -121,6 +124,46 @@ def test_every_request_is_answered_once_in_its_users_partition(world, eventually
     serve_until(world, world.consumer(world.ends()), everyone_once(world, 100), eventually)
     for partition, answer in world.read("answers", Recommendation):
         assert partition == partition_of(answer.user_id.encode(), PARTITIONS)
+
+
+class Unsure(AtLeastOnce):
+    """Sends, and dies before the offsets are stored."""
+
+    def commit(self, positions, group) -> None:
+        self._producer.flush(5)
+        raise PositionMoved("gone")
+
+
+def test_at_least_once_repeats_are_word_for_word_the_first_answers(world, eventually):
+    def ends(kind: type[AtLeastOnce], name: str) -> Ends:
+        found = world.ends(name)
+        memory = AnswerMemory(
+            DeliveredAnswers(world.log, MemorySource(world.log), world.registry, "answers")
+        )
+        producer = kind(MemoryProducer(world.log), found.source, 5)
+        return replace(found, producers=[producer], memory=memory)
+
+    numbers = itertools.count()
+
+    def numbered(asked) -> Answers:
+        told = {i: closed(a, Status.OK, f"{next(numbers)}") for i, a in enumerate(asked)}
+        return Answers(n=len(asked), closed=told)
+
+    world.ask(20)
+    first = ends(Unsure, "a")
+    with pytest.raises(PositionMoved):
+        world.consumer(first, numbered).run(threading.Event())
+    first.source.close()
+    delivered = len(world.read("answers", Recommendation))
+    assert delivered > 0
+    world.ask(5)  # and five are asked again
+    second = ends(AtLeastOnce, "b")
+    consumer = world.consumer(second, numbered)
+    serve_until(world, consumer, lambda: world.answers().total() == 25 + delivered, eventually)
+    told: dict[str, str | None] = {}
+    for _, answer in world.read("answers", Recommendation):
+        assert told.setdefault(answer.request_id, answer.message) == answer.message
+    assert told.keys() == {f"r{i}" for i in range(20)}
 
 
 def test_answers_of_a_partition_keep_the_order_of_its_requests(world, eventually):

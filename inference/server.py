@@ -106,6 +106,7 @@ class Server:
         self._metrics = PrometheusMetrics()
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
         self._live = Live(self._clock)
+        self._costs = Costs.unknown(options.batch_sizes())
         self._around = Surroundings(
             settings=settings,
             registry=self._registry,
@@ -114,6 +115,7 @@ class Server:
             live=self._live,
             clock=self._clock,
             metrics=self._metrics,
+            score_cost=self._costs.score,
         )
         self._own = SetParts(CATALOG, self._around)
         stack.callback(self._own.close)
@@ -135,12 +137,12 @@ class Server:
 
     def serve(self, stop: threading.Event) -> None:
         """Live after live of the pipeline, until told to stop."""
-        steps, costs = SetRouter(self._sets, self._live), Costs.unknown(self._options.batch_sizes())
+        steps = SetRouter(self._sets, self._live)
         while not stop.is_set():
             try:
                 with self._ends() as ends:
                     consumer = Consumer(
-                        ends, steps, self._policy(), self._clock, costs, self._metrics
+                        ends, steps, self._policy(), self._clock, self._costs, self._metrics
                     )
                     self._announce(consumer, stop)
                     consumer.run(stop)

@@ -26,6 +26,8 @@ from features.assemble import ItemFeatures, assemble_users
 from features.declare import FeatureSet, UserContext
 from features.hashing import hash_ids
 from inference.answers import Answered, Answers, Served, Times, closed, shadowed
+from inference.batcher import Cost
+from inference.deadlines import expired, too_late
 from inference.fallback import Popular
 from inference.live import Deployment, Live
 from inference.lookup import Found, RowLookup
@@ -44,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 NO_MODEL = "no-model"
 MODEL_FAULT = "model-fault"
+DEADLINE = "deadline"  # the model would not have answered in time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,7 @@ class Parts:
     items: ItemTable
     popular: Popular
     live: Live
+    score_cost: Cost | None = None  # of a model call; None: nobody is too late for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +230,7 @@ class Service:
     def _in_time(self, prepared: Prepared) -> Prepared:
         """The same without those whose deadline has passed: they are answered."""
         now_ms = self._clock.now_ms()
-        late = {i: _expired(prepared.asked[i], now_ms) for i in prepared.index}
+        late = {i: expired(prepared.asked[i], now_ms) for i in prepared.index}
         closed = {i: answer for i, answer in late.items() if answer is not None}
         if not closed:
             return prepared
@@ -301,9 +305,11 @@ class Service:
         """What each request gets, and what the shadow would have given."""
         release, models = deployment.release, deployment.models
         served: dict[int, Served] = {}
+        late = too_late(batch.asked, self._clock.now_ms(), self._parts.score_cost)
         if release is not None:
             users = hash_ids([one.request.user_id for one in batch.asked])
             arm_of = arms(release, users)
+            arm_of[late] = ARMS.index(Arm.NONE)
             canary = models.get(release.canary)
             if canary is None:  # not loaded (yet): its users stay with the stable version
                 arm_of[arm_of == ARMS.index(Arm.CANARY)] = ARMS.index(Arm.STABLE)
@@ -322,9 +328,12 @@ class Service:
                 }
         reason = MODEL_FAULT if served or (release and release.stable in models) else NO_MODEL
         shadows = shadowed(self._scorer, batch, deployment, self._clock)
-        return self._completed(batch, served, reason), shadows
+        reasons = [DEADLINE if one else reason for one in late.tolist()]
+        return self._completed(batch, served, reasons), shadows
 
-    def _completed(self, batch: Assembled, served: dict[int, Served], reason: str) -> list[Served]:
+    def _completed(
+        self, batch: Assembled, served: dict[int, Served], reasons: Sequence[str]
+    ) -> list[Served]:
         """Popular items for whom no model answered."""
         n = len(batch.asked)
         missing = np.array([i for i in range(n) if i not in served], np.int64)
@@ -336,7 +345,7 @@ class Service:
             for i in missing.tolist():
                 pick = picks.get(i, nothing)
                 served[i] = Served(
-                    pick=pick, ref=model.ref, arm=Arm.NONE, rollout_id="", reason=reason
+                    pick=pick, ref=model.ref, arm=Arm.NONE, rollout_id="", reason=reasons[i]
                 )
         return [served[i] for i in range(n)]
 
@@ -349,7 +358,7 @@ class Service:
         """The answer to a request that is not scored."""
         if message := problem(one.request, self._policy.limits):
             return closed(one, Status.INVALID, message)
-        return _expired(one, now_ms)
+        return expired(one, now_ms)
 
     def _observe(self, part: Answered) -> None:
         times, found = part.times, part.found
@@ -371,15 +380,6 @@ class Service:
             self._metrics.count("serve.requests", count, status=status.value)
         for reason, count in reasons.items():
             self._metrics.count("serve.fallbacks", count, reason=reason)
-
-
-def _expired(one: Asked, now_ms: int) -> Recommendation | None:
-    """The answer to a request whose deadline has passed."""
-    deadline_ms = one.request.deadline_ms
-    if deadline_ms is None or now_ms <= one.timestamp_ms + deadline_ms:
-        return None
-    late_ms = now_ms - one.timestamp_ms - deadline_ms
-    return closed(one, Status.EXPIRED, f"taken up {late_ms} ms after its deadline")
 
 
 def _poison(one: Asked, error: Exception) -> tuple[Recommendation, Bad]:

@@ -14,6 +14,7 @@ from features.declare import FeatureSet
 from features.items import ItemTable
 from features.redis_store import RedisStore
 from features.split import check_rows
+from inference.batcher import Cost
 from inference.fallback import Popular
 from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
@@ -47,6 +48,7 @@ class Surroundings:
     live: Live
     clock: Clock
     metrics: Metrics
+    score_cost: Cost
 
     @property
     def topics(self) -> Topics:
@@ -110,6 +112,7 @@ class SetParts:
             items=self._items,
             popular=Popular(fingerprint, self._items, TARGETS, around.clock),
             live=around.live,
+            score_cost=around.score_cost,
         )
         return Service(parts, around.clock, around.metrics)
 

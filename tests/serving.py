@@ -56,6 +56,16 @@ class SlowStore(MemoryStore):
         return found
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A cost that does not depend on the rows."""
+
+    seconds: float
+
+    def predict(self, rows: int) -> float:
+        return self.seconds
+
+
 @dataclass
 class World:
     """Everything that the service needs, to be changed by a test."""
@@ -67,6 +77,7 @@ class World:
     catalogue: list[str] = field(default_factory=lambda: list(ITEMS))
     features: FeatureSet = CATALOG
     live: Live | None = None  # another world's
+    call_s: float | None = None  # what a model call is said to take
 
     def __post_init__(self) -> None:
         fingerprint = self.features.fingerprint
@@ -86,6 +97,7 @@ class World:
             items=self.items,
             popular=popular,
             live=self.live,
+            score_cost=None if self.call_s is None else Constant(self.call_s),
         )
         self.service = Service(parts, self.clock, self.metrics, self.policy)
 

@@ -138,6 +138,18 @@ def test_a_request_past_its_deadline_is_not_scored(world):
     assert early.status is Status.OK
 
 
+def test_who_would_be_answered_too_late_gets_popular_items_at_once():
+    world = World(call_s=0.030)
+    world.deploy(ONE, model())
+    late, early, patient = world.answer(
+        request("ann", deadline_ms=50), request("bob", deadline_ms=60), request("eve"), age_ms=25
+    )
+    assert (late.status, late.fallback_reason) == (Status.FALLBACK, "deadline")
+    assert (late.model_name, len(late.items)) == ("popularity", 5)
+    assert [a.fallback_reason for a in (early, patient)] == [None, None]
+    assert world.metrics.value("serve.fallbacks", reason="deadline") == 1
+
+
 def test_without_a_model_popular_items_are_answered(world):
     world = World()
     (answer,) = world.answer(request())

@@ -10,10 +10,14 @@ from pathlib import Path
 import structlog
 from rich.console import Console
 
-from tests.bench import features, pipeline
+from tests.bench import features, inference, pipeline
 from tests.bench.world import ROOT, Sizes
 
-BENCHMARKS = {"features": features.bench, "pipeline": pipeline.bench}
+BENCHMARKS = {
+    "features": features.bench,
+    "inference": inference.bench,
+    "pipeline": pipeline.bench,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

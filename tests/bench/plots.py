@@ -108,6 +108,38 @@ def curves(folder: Path, name: str, found: Mapping[str, Mapping[int, float]]) ->
         _curve(folder / f"{name}-{curve}.png", points, *CURVES[curve])
 
 
+def batchers(folder: Path, name: str, found: Mapping[str, Mapping[int, float]]) -> None:
+    """Write `<name>-batchers.png`: p99 over load, of ours and of a fixed one."""
+    wanted = {curve: points for curve, points in found.items() if curve.startswith("batcher-")}
+    if not wanted:
+        return
+    import matplotlib  # slow, and only needed here
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sheet, axes = pyplot.subplots(figsize=(WIDTH * 0.8, 4.5), layout="constrained")
+    for curve, points in wanted.items():
+        _, kind, who = curve.split("-")
+        axes.plot(
+            [*points],
+            [*points.values()],
+            color=OWN if who == "ours" else "#b0b0b0",
+            linestyle="-" if kind == "poisson" else "--",
+            label=f"{'adaptive' if who == 'ours' else 'fixed, 32 or 10 ms'}, {kind} arrivals",
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("requests/s served")
+    axes.set_ylabel("p99 from arrival to answer, ms (simulated)")
+    axes.legend(loc="upper left", fontsize=9)
+    axes.grid(axis="y", color="#e5e5e5")
+    axes.spines[["top", "right"]].set_visible(False)
+    sheet.savefig(folder / f"{name}-batchers.png", dpi=120)
+    pyplot.close(sheet)
+
+
 def _curve(
     path: Path, points: Mapping[int, float], across: str, up: str, logarithmic: bool
 ) -> None:

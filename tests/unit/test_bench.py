@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from features.hashing import hash_ids
 from schemas.events import EventType
-from tests.bench import figures, measure, plots, same_job
+from tests.bench import batching, figures, measure, plots, same_job
 from tests.bench.figures import Figure, figure
 from tests.bench.harness import Outcome, Part, measured, print_table, write
 from tests.bench.peers import row
@@ -192,3 +193,25 @@ def test_a_peer_with_another_answer_is_found_out() -> None:
     assert same_job.unlike({"u": ours}, [held.replace(b"2", b"1")]).startswith("another answer")
     assert same_job.unlike({"u": ours}, [held.replace(b'"b"', b'"c"')]).startswith("another")
     assert same_job.unlike({"v": nobody}, [held]).startswith("another answer for v")
+
+
+def test_a_days_batches_serve_everybody_once_and_in_time() -> None:
+    calls_s = {1: 0.002, 8: 0.003, 64: 0.008}
+    times = batching.bursty(1_000, np.random.default_rng(1))[:3_000]
+    ours = batching.Ours(tuple(calls_s))
+    outcomes = [
+        batching.day(ours, times, calls_s, ours.cost.observe),
+        batching.day(batching.Fixed(32, 0.010), times, calls_s, lambda *_: None),
+    ]
+    for one in outcomes:
+        assert 0.002 < one.p50_s < one.p99_s < 1
+        assert 0 < one.busy < 1
+    assert ours.cost.predict(64) == pytest.approx(0.0086, rel=0.3)
+    assert batching.borne([batching.Outcome(5, 0, 0.05, 1), batching.Outcome(9, 0, 0.2, 1)]) == 5
+
+
+def test_batchers_are_drawn(tmp_path: Path) -> None:
+    points = {100: 5.0, 200: 9.0}
+    plots.batchers(tmp_path, "x", {"batcher-bursty-ours": points, "batcher-poisson-fixed": points})
+    plots.batchers(tmp_path, "none", {"users": points})
+    assert [path.name for path in tmp_path.iterdir()] == ["x-batchers.png"]

@@ -95,9 +95,13 @@ class Admission:
         """The call has its answer."""
         self._ended(call, OK)
 
-    def refused(self, call: Call, error: Exception) -> Outcome:
-        """How the call's error is answered; it is counted and written down."""
-        told = outcome(error)
+    def refused(self, call: Call, error: Exception, told: Outcome | None = None) -> Outcome:
+        """
+        How the call's error is answered; it is counted and written down.
+
+        `told`: where the protocol knows it better.
+        """
+        told = told or outcome(error)
         if told.reason == "internal":
             log.error("network.internal_error", route=call.route, exc_info=error)
         self._ended(call, told.code)

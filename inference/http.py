@@ -10,37 +10,15 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from inference.listen import HttpOptions
 from schemas.errors import Misconfigured
 
 Dropped = Callable[[str, str, int], None]  # address, reason, bytes that had come
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """Certificate (with its chain) and private key, both PEM."""
-
-    cert_file: Path
-    key_file: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpOptions:
-    """Where to listen, and what connections may do."""
-
-    host: str = "127.0.0.1"
-    port: int = 0  # 0: a free one
-    tls: Tls | None = None
-    header_s: float = 5.0  # in which the head of a request must come
-    max_header_bytes: int = 32 << 10
-    keep_alive_s: int = 30
-    max_connections: int = 1024
-    stop_s: int = 10  # how long calls under way may take when the server stops
 
 
 class HttpServer:

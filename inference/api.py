@@ -35,7 +35,7 @@ from ingest.clock import Clock
 from ingest.log import Delivered, RecordBatch
 from ingest.metrics import Metrics
 from schemas.errors import MillstreamError, NotServed, Reason, Rejected
-from schemas.events import Recommendation, RecommendationRequest, UserEvent
+from schemas.events import Recommendation, RecommendationRequest, Status, UserEvent
 
 LABELS = ("stable", "canary", "shadow", "previous")
 
@@ -132,11 +132,15 @@ class Api:
         Raises:
             Rejected: the request asks for something that is not served; it says what.
             Overloaded: too many wait.
+            TimeoutError: its deadline passed before it was scored.
         """
         if wrong := problem(request, self._policy.limits):
             raise Rejected(Reason.OUT_OF_RANGE, wrong)
         asked = _asked(request, self._clock.now_ms())
-        return await asyncio.wrap_future(self._recommend.submit(asked))
+        answer = await asyncio.wrap_future(self._recommend.submit(asked))
+        if answer.status is Status.EXPIRED:
+            raise TimeoutError(answer.message)
+        return answer
 
     async def predict(
         self, choice: ModelChoice, signature: str, inputs: Mapping[str, Array]

@@ -7,7 +7,7 @@ import json
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from inference.quota import Quotas
 from inference.recorder import AnswerRecorder
 from inference.release import Why, first
 from inference.rest import RestPolicy
-from inference.samples import RANK, RETRIEVE
 from inference.titles import Titles
+from ingest.log import TopicPartition
 from ingest.memory import MemoryLog, MemoryProducer
 from schemas.codec import Codec
 from schemas.events import Item, Recommendation, UserEvent
@@ -113,16 +113,9 @@ class Served:
         return [
             value
             for partition in range(PARTITIONS)
-            if (batch := self.log.read(topic_partition(topic, partition), 0, 1000))
+            if (batch := self.log.read(TopicPartition(topic, partition), 0, 1000))
             for value in batch.values
         ]
-
-
-def topic_partition(topic: str, partition: int):
-    """Of the log in memory."""
-    from ingest.log import TopicPartition
-
-    return TopicPartition(topic, partition)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +210,3 @@ def _zeros(level: Level, n: int) -> dict[str, np.ndarray]:
 def plain(inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """As JSON has them."""
     return {name: array.tolist() for name, array in inputs.items()}
-
-
-SIGNATURES = (RETRIEVE, RANK)
-NO_TIME = replace(HttpOptions(), header_s=0.3)

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import grpc
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
@@ -142,15 +143,15 @@ class GrpcServer:
     def _handler(self, route: str, act: Callable[[Any], Awaitable[Any]], message: Any) -> Any:
         """A method as grpc calls it: let in, done, noted."""
 
-        async def answer(request: Any, context: Any) -> Any:
+        async def answer(data: bytes, context: Any) -> Any:
             admission = self._admission
             call = admission.call("grpc", route, _address(context.peer()))
             try:
-                admission.hold(call, request.ByteSize())
+                admission.hold(call, len(data))
                 metadata = dict(context.invocation_metadata() or ())
                 await admission.admit(call, metadata.get("authorization"), Scope.PREDICT)
                 async with asyncio.timeout(self._options.answer_s):
-                    reply = await act(request)
+                    reply = await act(_read(message, data))
             except asyncio.CancelledError:  # the caller's deadline, or the caller is gone
                 admission.refused(call, TimeoutError())
                 raise
@@ -161,10 +162,9 @@ class GrpcServer:
             admission.answered(call)
             return reply
 
+        # Read by us: a malformed message is answered and noted as any other fault of a caller's.
         return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=message.FromString,
-            response_serializer=lambda reply: reply.SerializeToString(),
+            answer, response_serializer=lambda reply: reply.SerializeToString()
         )
 
     async def _predict(self, request: Any) -> Any:
@@ -222,6 +222,13 @@ def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
+
+
+def _read(message: Any, data: bytes) -> Any:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise Rejected(Reason.UNDECODABLE, str(error)) from error
 
 
 def _choice(spec: Any) -> ModelChoice:

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from inference.listen import HttpOptions
 from schemas.errors import Misconfigured
 
+BACKLOG = 1024
 Dropped = Callable[[str, str, int], None]  # address, reason, bytes that had come
 
 
@@ -51,7 +52,7 @@ class HttpServer:
         )
         try:
             config.load()
-            self._socket = socket.create_server((options.host, options.port), backlog=1024)
+            self._socket = _listening(options.host, options.port)
         except OSError as error:  # also what ssl raises
             where = f"{options.host}:{options.port}"
             raise Misconfigured(f"cannot serve HTTP on {where}: {error}") from error
@@ -65,6 +66,27 @@ class HttpServer:
     def stop(self) -> None:
         """Take no more connections; finish what is under way."""
         self._server.should_exit = True
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """
+    A bound socket.
+
+    It names its protocol: asyncio turns Nagle's algorithm off only on those that do, and with it
+    every answer but a connection's first waits 40 ms for the client's delayed acknowledgement.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 @dataclass(frozen=True, slots=True)

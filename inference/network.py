@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,14 +51,21 @@ class NetworkOptions:
 class Network:
     """Serves from the construction on, until closed."""
 
-    def __init__(self, parts: NetworkParts, options: NetworkOptions, clock: Clock) -> None:
+    def __init__(
+        self,
+        parts: NetworkParts,
+        options: NetworkOptions,
+        clock: Clock,
+        ended: Callable[[], None],
+    ) -> None:
         """
-        Returns when both ports are open.
+        Returns when both ports are open. `ended`: called if it ends by itself.
 
         Raises:
             Misconfigured: a port is taken, or a certificate does not load.
         """
         self._parts, self._options, self._clock = parts, options, clock
+        self._ended = ended
         self._started = threading.Event()
         self._error: Exception | None = None
         self._loop = asyncio.new_event_loop()
@@ -91,28 +99,38 @@ class Network:
             self._error = error
             if self._started.is_set():
                 log.exception("network.ended")
+                self._ended()
         finally:
             self._started.set()
             self._loop.close()
 
     async def _main(self) -> None:
-        http = self._http()
-        serving = [asyncio.create_task(http.serve())] if http is not None else []
         grpc = self._grpc()
         if grpc is not None:
             await grpc.start()
             self.grpc_port = grpc.port
-        self._started.set()
+        try:
+            http = self._http()
+            self._started.set()
+            await self._serve(http)
+        finally:
+            if grpc is not None:
+                await grpc.stop()
+            await self._parts.admission.close()
+
+    async def _serve(self, http: HttpServer | None) -> None:
+        """Until told to stop."""
+        if http is None:
+            await self._stop.wait()
+            return
+        serving = asyncio.create_task(http.serve())
         stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([*serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if http is not None:
-            http.stop()
-        if grpc is not None:
-            await grpc.stop()
-        await asyncio.gather(*serving)
-        if not self._stop.is_set():
+        await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        http.stop()
+        await serving
+        if not stopping.done():
+            stopping.cancel()
             raise ProcessFailed("the HTTP server ended by itself")
-        await self._parts.admission.close()
 
     def _http(self) -> HttpServer | None:
         if self._options.http is None:

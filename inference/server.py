@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -19,6 +19,7 @@ from features.split import check_rows
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
 from inference.encoding import AnswerWriter
+from inference.exposure import Exposed, Exposure, expose
 from inference.fallback import Popular
 from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
@@ -29,6 +30,7 @@ from inference.reload import ReleaseFeed, Reloader
 from inference.requests import RequestReader
 from inference.service import Parts, Service
 from inference.signature import Keyring
+from inference.titles import Titles
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.kafka import (
@@ -67,6 +69,7 @@ class Options:
     model_threads: int = 0  # of one model call; 0: half of the processors, at least one
     metrics_port: int = 0
     instance: str = "0"
+    exposure: Exposure = field(default_factory=Exposure)
 
     def batch_sizes(self) -> tuple[int, ...]:
         """Powers of two up to the largest batch: what models are warmed for."""
@@ -92,6 +95,7 @@ def run(settings: Settings, options: Options) -> None:
     sys.setswitchinterval(SWITCH_S)
     with ExitStack() as stack:
         server = Server(settings, options, stack)
+        server.expose(stop)
         server.wait_ready(stop)
         server.serve(stop)
 
@@ -111,10 +115,35 @@ class Server:
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
         self._live = Live(self._clock)
         self._items = ItemTable(CATALOG.fingerprint)
+        self._titles = Titles() if options.exposure.http_port is not None else None
         self._feed = self._items_feed()
         self._releases = self._release_feed()
         self._reloader = self._follow_releases()
         self._service = self._made_service()
+        self._ports = f"metrics on port {self._port}"
+
+    def expose(self, stop: threading.Event) -> None:
+        """
+        Open the network API, if one is wanted: it answers from now on.
+
+        Raises:
+            Misconfigured: a port is taken, or a certificate or key is not usable.
+        """
+        exposure = self._options.exposure
+        if not exposure.wanted:
+            return
+        what = Exposed(
+            settings=self._settings,
+            registry=self._registry,
+            service=self._service,
+            live=self._live,
+            titles=self._titles or Titles(),
+            clock=self._clock,
+            metrics=self._metrics,
+        )
+        network = expose(what, exposure, self._stack, stop.set)
+        opened = {"http": network.http_port, "grpc": network.grpc_port}
+        self._ports += "".join(f", {name} on port {port}" for name, port in opened.items() if port)
 
     def wait_ready(self, stop: threading.Event) -> None:
         """Until the items are read and the released model is in memory, or has been refused."""
@@ -173,7 +202,7 @@ class Server:
                 if consumer.assigned.wait(0.1):
                     release = self._live.deployment.release
                     serving = f"version {release.stable}" if release else "popular items"
-                    text = f"ready: serve {serving}, metrics on port {self._port}"
+                    text = f"ready: serve {serving}, {self._ports}"
                     print(text, file=sys.stderr, flush=True)  # noqa: T201 - for a supervisor
                     return
 
@@ -263,6 +292,7 @@ class Server:
             self._clock,
             self._dead_letters(letters, NEVER_STOP),
         )
+        feed.titles = self._titles
         feed.open(self._log)
         self._follow("items", feed.run)
         return feed

@@ -149,12 +149,13 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         timeout_s=5,
     )
     answers = AnswerWriter(Codec(registry, Recommendation, "recommendations"))
+    recorder = AnswerRecorder(answers, producer, world.clock, world.metrics, timeout_s=5)
     parts = ApiParts(
         model_name=MODEL,
         service=world.service,
         live=world.live,
         publisher=publisher,
-        recorder=AnswerRecorder(answers, producer, world.metrics),
+        recorder=recorder,
     )
     api = Api(parts, world.clock, world.metrics, setup.policy)
     titles = Titles()
@@ -165,6 +166,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         NetworkParts(api=api, admission=admission, titles=titles, model_name=MODEL),
         NetworkOptions(http=setup.http, rest=setup.rest, grpc=setup.grpc),
         world.clock,
+        ended=lambda: None,
     )
     try:
         yield Served(world=world, log=log, api=api, network=network, registry=registry)
@@ -172,6 +174,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         network.close()
         api.close()
         publisher.close()
+        recorder.close()
 
 
 def tiny_model(folder: Path) -> Model:

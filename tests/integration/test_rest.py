@@ -78,14 +78,16 @@ def test_titles_come_when_asked_for(rest):
     assert [(i["item_id"], i["title"]) for i in items] == [("item-3", "ITEM-3"), ("unheard-of", "")]
 
 
-def test_an_answer_is_recorded_with_its_features_for_learning(rest):
+def test_an_answer_is_recorded_with_its_features_for_learning(rest, eventually):
     rest.post("/v1/recommend", {"user_id": "bob", "request_id": "recorded"})
     decoder = Decoder(rest.registry, Recommendation)
-    (found,) = [
-        answer
-        for value in rest.values("recommendations")
-        if (answer := decoder.decode(value)).request_id == "recorded"
-    ]
+
+    def recorded() -> list[Recommendation]:
+        answers = [decoder.decode(value) for value in rest.values("recommendations")]
+        return [one for one in answers if one.request_id == "recorded"]
+
+    eventually(recorded)
+    (found,) = recorded()
     assert found.user_id == "bob"
     assert found.user_floats
     assert found.items[0].floats

@@ -5,7 +5,6 @@ signatures, events, and what serves. Checks come first, work goes through bounde
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -137,7 +136,7 @@ class Api:
         if wrong := problem(request, self._policy.limits):
             raise Rejected(Reason.OUT_OF_RANGE, wrong)
         asked = _asked(request, self._clock.now_ms())
-        answer = await asyncio.wrap_future(self._recommend.submit(asked))
+        answer = await self._recommend.ask(asked)
         if answer.status is Status.EXPIRED:
             raise TimeoutError(answer.message)
         return answer
@@ -157,7 +156,7 @@ class Api:
         spec = signature_of(model.signatures, signature)
         taken, rows = checked(inputs, spec, self._policy.tensors)
         call = TensorCall(version=version, signature=signature, inputs=taken, rows=rows)
-        return await asyncio.wrap_future(self._predict.submit(call))
+        return await self._predict.ask(call)
 
     async def publish(self, event: UserEvent) -> Delivered:
         """
@@ -167,7 +166,7 @@ class Api:
             Rejected: it would not be folded; it says why.
             Retryable: the broker or the registry did not answer, or too many events wait.
         """
-        return await asyncio.wrap_future(self._parts.publisher.submit(event))
+        return await self._parts.publisher.publish(event)
 
     def ready(self) -> bool:
         """Whether a model serves."""

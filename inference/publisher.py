@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import TypeAlias
 
 import numpy as np
@@ -51,14 +50,15 @@ class EventPublisher:
         )
         self._gatherer = Gatherer("events", work, POLICY, clock)
 
-    def submit(self, event: UserEvent) -> Future[Delivered]:
+    async def publish(self, event: UserEvent) -> Delivered:
         """
-        Where it landed, or why it did not. Thread-safe.
+        Where it landed.
 
         Raises:
-            Overloaded: too many wait.
+            Rejected: it would not be folded; it says why.
+            Retryable: the broker or the registry did not answer, or too many events wait.
         """
-        return self._gatherer.submit(event)
+        return await self._gatherer.ask(event)
 
     def close(self) -> None:
         """Deliver what waits, take no more."""

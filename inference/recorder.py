@@ -50,7 +50,7 @@ class AnswerRecorder:
     def record(self, answers: Answers) -> None:
         """Queue them for their topic. Thread-safe."""
         try:
-            self._gatherer.submit(answers)
+            self._gatherer.tell(answers)
         except Overloaded as error:
             self._missed(answers.n, error)
 

@@ -135,7 +135,8 @@ class Server:
         what = Exposed(
             settings=self._settings,
             registry=self._registry,
-            service=self._service,
+            # Its own: a caller that waits for its event must not hold up the log's requests.
+            service=self._made_service(),
             live=self._live,
             titles=self._titles or Titles(),
             clock=self._clock,

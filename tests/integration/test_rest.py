@@ -29,6 +29,7 @@ from tests.network_world import (
     tiny_model,
 )
 from tests.serving import ITEMS, place
+from tests.serving import model as constant_model
 from tests.tokens import Issuer
 
 pytestmark = pytest.mark.tf
@@ -98,6 +99,14 @@ def test_an_unknown_user_gets_an_answer(rest):
     assert (found["status"], found["row_age_ms"]) == ("OK", -1)
 
 
+def test_who_asks_for_an_event_hears_whether_the_answer_holds_it(rest):
+    rest.world.row("cyd", "item-9", next_offset=7)
+    for offset, stale in ((6, False), (7, True)):
+        after = {"partition": place("cyd"), "offset": offset}
+        found = rest.post("/v1/recommend", {"user_id": "cyd", "after_offset": after}).json
+        assert (found["stale"], found["events_offset"]) == (stale, 7)
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
@@ -131,6 +140,13 @@ def test_without_a_model_users_get_popular_items_and_the_probe_says_so():
 
 
 # --- tensors
+
+
+def test_a_model_without_signatures_recommends_and_takes_no_tensors():
+    with served(constant_model()) as rest:
+        assert rest.post("/v1/recommend", {"user_id": "ann"}).json["status"] == "OK"
+        answer = rest.post(PREDICT, {"inputs": {}})
+        assert (answer.status, answer.json["error"]) == (404, "version 1 takes no tensors")
 
 
 def test_columns_and_rows_give_what_the_model_gives(rest, model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured
 from schemas.events import Offset
+
+NETWORK = "Network"  # the part of `serve --help` about it
 
 release_app = typer.Typer(no_args_is_help=True, help="Which version of the model serves.")
 
@@ -25,6 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     context: typer.Context,
+    *,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests in one model call.")] = 256,
     objective_ms: Annotated[
         float, typer.Option(min=0, help="In which a request without deadline is to be scored.")
@@ -40,13 +44,64 @@ def serve(
         str,
         typer.Option(help="Name of this member: unique in its group, the same after a restart."),
     ] = "0",
+    http_port: Annotated[
+        int | None, typer.Option(help="Serve REST too; 0: a free port.", rich_help_panel=NETWORK)
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Serve gRPC too; 0: a free port.", rich_help_panel=NETWORK)
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)
+    ] = "127.0.0.1",
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate with its chain, PEM.", rich_help_panel=NETWORK)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its private key, PEM.", rich_help_panel=NETWORK)
+    ] = None,
+    token_secret: Annotated[
+        Path | None,
+        typer.Option(help="File with the secret of HS256 tokens.", rich_help_panel=NETWORK),
+    ] = None,
+    token_jwks: Annotated[
+        Path | None,
+        typer.Option(
+            help="JWKS file with the public keys of RS256, ES256 and EdDSA tokens.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    token_audience: Annotated[
+        str, typer.Option(help="For whom tokens must be.", rich_help_panel=NETWORK)
+    ] = "millstream",  # noqa: S107 - no password
+    token_issuer: Annotated[
+        str | None, typer.Option(help="Who must have made tokens.", rich_help_panel=NETWORK)
+    ] = None,
+    anonymous: Annotated[
+        bool,
+        typer.Option("--anonymous", help="Let everybody in who connects.", rich_help_panel=NETWORK),
+    ] = False,
+    quota: Annotated[
+        str | None,
+        typer.Option(
+            help="Calls of one client, such as '100/second; 5000/hour'.", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page's origin that may call; repeat.", rich_help_panel=NETWORK),
+    ] = None,
+    max_body_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest call.", rich_help_panel=NETWORK)
+    ] = 4 << 20,
 ) -> None:
     """
-    Answer recommendation requests until stopped.
+    Answer recommendation requests until stopped: those of the log, and over the network if wanted.
 
     Example: `millstream serve --max-batch 256 --objective-ms 25`
+
+    Example: `millstream serve --http-port 8501 --grpc-port 8500`
     """
-    from inference import server  # noqa: PLC0415 - keeps --help quick
+    from inference import exposure, server  # noqa: PLC0415 - keeps --help quick
 
     options = server.Options(
         max_batch=max_batch,
@@ -55,6 +110,21 @@ def serve(
         metrics_port=metrics_port,
         instance=instance,
         delivery=delivery,
+        exposure=exposure.Exposure(
+            http_port=http_port,
+            grpc_port=grpc_port,
+            host=host,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            secret_file=token_secret,
+            jwks_file=token_jwks,
+            audience=token_audience,
+            issuer=token_issuer,
+            anonymous=anonymous,
+            quota=quota,
+            origins=tuple(cors_origin or ()),
+            max_body_bytes=max_body_bytes,
+        ),
     )
     server.run(context.obj, options)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from features.publish import old_item_key
+from inference.titles import Titles
 from ingest.clock import Clock
 from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.log import Log, RecordBatch, Source, TopicPartition
@@ -50,6 +51,7 @@ class ItemsFeed:
         clock: Clock,
         dead_letters: DeadLetters,
     ) -> None:
+        self.titles: Titles | None = None  # set before `open` where titles are wanted
         self._source = source
         self._dead_letters = dead_letters
         self._table = table
@@ -108,7 +110,10 @@ class ItemsFeed:
 
     def _take(self, batch: RecordBatch) -> None:
         if batch.topic == self._topics.item_updates:
-            self._table.put_items(self._entries(batch))
+            entries = self._entries(batch)
+            self._table.put_items(entries)
+            if self.titles is not None:
+                self.titles.put(entries)
         else:
             refused = self._table.put_partials(self._aggregates(batch))
             if refused:  # they will be published again when they change

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures, UserFeatures
+from features.declare import Array
+from inference.tensors import Signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +71,24 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Give the memory back. Idempotent."""
+
+
+@runtime_checkable
+class TensorModel(Protocol):
+    """A model whose own signatures can be called with tensors."""
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """What it takes and gives, by the name of the signature. Holds after `close` too."""
+
+    def predict(self, signature: str, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        """
+        The outputs of one call, each with `rows` rows.
+
+        Args:
+            inputs: checked by `inference.tensors.checked`.
+
+        Raises:
+            Rejected: the model does not take these values.
+            ModelFault: the model failed, gave NaN, or is closed.
+        """

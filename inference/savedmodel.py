@@ -7,7 +7,7 @@ The only module of this package that imports TensorFlow; import it late.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,8 @@ from features.assemble import ItemFeatures, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
 from inference.model import ModelRef, Scored
 from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, read_calls
-from schemas.errors import ModelFault, Refused
+from inference.tensors import Signature, TensorSpec
+from schemas.errors import ModelFault, Reason, Refused, Rejected
 
 # Every batch is padded to one of these: kernels and their buffers are reused, not made anew.
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -43,8 +44,8 @@ def use_threads(threads: int) -> None:
 
 class SavedModel:
     """
-    Implements `inference.model.Model` on a SavedModel folder with the signatures
-    `serving_default` (retrieve) and `rank`. Calls may come from several threads.
+    Implements `inference.model.Model` and `TensorModel` on a SavedModel folder with the
+    signatures `serving_default` (retrieve) and `rank`. Calls may come from several threads.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class SavedModel:
         if problems := signature_problems(self._found(), features):
             self.close()
             raise Refused(f"{_name(ref)} does not fit its feature set: {'; '.join(problems)}")
+        pairs = {f.name for f in features.of(Level.ITEM)}
+        self._signatures = {name: _signature(call, pairs) for name, call in self._calls.items()}
 
     @property
     def ref(self) -> ModelRef:
@@ -139,6 +142,24 @@ class SavedModel:
             )
         ]
         return np.where(candidates == 0, -np.inf, np.concatenate(parts)).astype(np.float32)
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        return self._signatures
+
+    def predict(self, signature: str, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        specs, size = self._signatures[signature].inputs, self._size(rows)
+        per_row = {n: len(a) // rows for n, a in inputs.items() if specs[n].lead != "none"}
+        given = {n: _padded(a, per_row[n] * size) if n in per_row else a for n, a in inputs.items()}
+        try:
+            outputs = self._run(signature, given)
+        except ModelFault as fault:
+            if isinstance(fault.__cause__, tf.errors.InvalidArgumentError):
+                raise Rejected(Reason.OUT_OF_RANGE, str(fault)) from fault
+            raise
+        if any(np.isnan(array).any() for array in outputs.values() if array.dtype.kind == "f"):
+            raise ModelFault(f"{_name(self._ref)}, {signature}: NaN in its answer")
+        return {name: array[:rows] for name, array in outputs.items()}
 
     def close(self) -> None:
         self._calls = {}
@@ -269,16 +290,33 @@ def _spec(spec: tf.TensorSpec) -> str:
     return f"{spec.dtype.name} {spec.shape.as_list()}"
 
 
+def _signature(call: Any, pairs: Collection[str]) -> Signature:
+    """What a loaded signature takes and gives. `pairs`: inputs that come once a candidate."""
+    inputs = {
+        name: TensorSpec(
+            dtype=spec.dtype.name,
+            shape=tuple(spec.shape.as_list()),
+            lead="none" if not spec.shape.rank else "pairs" if name in pairs else "rows",
+        )
+        for name, spec in call.structured_input_signature[1].items()
+    }
+    outputs = {
+        name: TensorSpec(dtype=spec.dtype.name, shape=tuple(spec.shape.as_list()))
+        for name, spec in call.structured_outputs.items()
+    }
+    return Signature(inputs=inputs, outputs=outputs)
+
+
 def _name(ref: ModelRef) -> str:
     return f"model {ref.name} version {ref.version}"
 
 
-def _padded(matrix: Array, size: int) -> Array:
-    """`matrix` with rows of zeros up to `size` rows."""
-    if len(matrix) == size:
-        return matrix
-    padded = np.zeros((size, matrix.shape[1]), matrix.dtype)
-    padded[: len(matrix)] = matrix
+def _padded(array: Array, size: int) -> Array:
+    """`array` with rows of zeros up to `size` rows."""
+    if len(array) == size:
+        return array
+    padded = np.zeros((size, *array.shape[1:]), array.dtype)
+    padded[: len(array)] = array
     return padded
 
 

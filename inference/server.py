@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -19,6 +19,7 @@ from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
 from inference.delivery import AtLeastOnce, Delivery
 from inference.encoding import AnswerWriter
+from inference.exposure import Exposed, Exposure, expose
 from inference.live import Live
 from inference.loading import RegistryLoader
 from inference.registry import FolderRegistry
@@ -27,6 +28,7 @@ from inference.requests import RequestReader
 from inference.set_parts import SetParts, Surroundings, follow, opened_set
 from inference.set_router import SetRouter, SetServices
 from inference.signature import Keyring
+from inference.titles import Titles
 from ingest.clock import SystemClock
 from ingest.kafka import (
     KafkaGroups,
@@ -63,6 +65,7 @@ class Options:
     metrics_port: int = 0
     instance: str = "0"
     delivery: Delivery = Delivery.EXACTLY_ONCE
+    exposure: Exposure = field(default_factory=Exposure)
 
     def batch_sizes(self) -> tuple[int, ...]:
         """Powers of two up to the largest batch: what models are warmed for."""
@@ -88,6 +91,7 @@ def run(settings: Settings, options: Options) -> None:
     sys.setswitchinterval(SWITCH_S)
     with ExitStack() as stack:
         server = Server(settings, options, stack)
+        server.expose(stop)
         server.wait_ready(stop)
         server.serve(stop)
 
@@ -107,6 +111,7 @@ class Server:
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
         self._live = Live(self._clock)
         self._costs = Costs.unknown(options.batch_sizes())
+        self._titles = Titles() if options.exposure.http_port is not None else None
         self._around = Surroundings(
             settings=settings,
             registry=self._registry,
@@ -116,15 +121,39 @@ class Server:
             clock=self._clock,
             metrics=self._metrics,
             score_cost=self._costs.score,
+            titles=self._titles,
         )
         self._own = SetParts(CATALOG, self._around)
         stack.callback(self._own.close)
-        self._sets = SetServices(
-            self._own.service, lambda features: opened_set(features, self._around)
-        )
+        self._sets = SetServices(self._own, lambda features: opened_set(features, self._around))
         stack.callback(self._sets.close)
         self._releases = self._release_feed()
         self._reloader = self._follow_releases()
+        self._ports = f"metrics on port {self._port}"
+
+    def expose(self, stop: threading.Event) -> None:
+        """
+        Open the network API, if one is wanted: it answers from now on.
+
+        Raises:
+            Misconfigured: a port is taken, or a certificate or key is not usable.
+        """
+        exposure = self._options.exposure
+        if not exposure.wanted:
+            return
+        what = Exposed(
+            settings=self._settings,
+            registry=self._registry,
+            # Services of its own: a caller that waits for its event must not hold up the log's.
+            steps=SetRouter(self._sets, self._live, lambda one: one.beside),
+            live=self._live,
+            titles=self._titles or Titles(),
+            clock=self._clock,
+            metrics=self._metrics,
+        )
+        network = expose(what, exposure, self._stack, stop.set)
+        opened = {"http": network.http_port, "grpc": network.grpc_port}
+        self._ports += "".join(f", {name} on port {port}" for name, port in opened.items() if port)
 
     def wait_ready(self, stop: threading.Event) -> None:
         """Until the items are read and the released model is in memory, or has been refused."""
@@ -186,7 +215,7 @@ class Server:
                 if consumer.assigned.wait(0.1):
                     release = self._live.deployment.release
                     serving = f"version {release.stable}" if release else "popular items"
-                    text = f"ready: serve {serving}, metrics on port {self._port}"
+                    text = f"ready: serve {serving}, {self._ports}"
                     print(text, file=sys.stderr, flush=True)  # noqa: T201 - for a supervisor
                     return
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import structlog
 
@@ -20,6 +21,7 @@ from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
 from inference.lookup import RowLookup
 from inference.service import Parts, Service
+from inference.titles import Titles
 from ingest.clock import Clock
 from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
@@ -49,6 +51,7 @@ class Surroundings:
     clock: Clock
     metrics: Metrics
     score_cost: Cost
+    titles: Titles | None = None  # to be kept, where somebody asks for them
 
     @property
     def topics(self) -> Topics:
@@ -78,6 +81,11 @@ class SetParts:
             self._feed = self._items_feed(stack)
             self.service = self._service(stack)
             self._stack = stack.pop_all()
+
+    @cached_property
+    def beside(self) -> Service:
+        """Another one on the same items and models: reading rows is one thread's, or one waits."""
+        return self._service(self._stack)
 
     @property
     def items_ready(self) -> threading.Event:
@@ -132,6 +140,8 @@ class SetParts:
             around.clock,
             around.dead_letters(letters, NEVER_STOP),
         )
+        if self._features.fingerprint == CATALOG.fingerprint:
+            feed.titles = around.titles
         feed.open(around.log)
         follow(f"items-{self._features.fingerprint[:8]}", feed.run, stack)
         return feed

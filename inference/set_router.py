@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -39,24 +39,29 @@ class OpenedSet(Protocol):
     @property
     def service(self) -> Service: ...
 
+    @property
+    def beside(self) -> Service: ...
+
     def close(self) -> None: ...
 
 
-class SetServices:
-    """The services by feature set: the own one for good, others while a model needs them."""
+Pick = Callable[[OpenedSet], Service]
 
-    def __init__(self, own: Service, open_set: Callable[[FeatureSet], OpenedSet]) -> None:
+
+class SetServices:
+    """The services by feature set: the own ones for good, others while a model needs them."""
+
+    def __init__(self, own: OpenedSet, open_set: Callable[[FeatureSet], OpenedSet]) -> None:
         self.own = own
+        self._fingerprint = own.service.fingerprint
         self._open_set = open_set
         self._opened: dict[str, OpenedSet] = {}
         self._users: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def serving(self) -> Mapping[str, Service]:
-        """Services by fingerprint."""
-        opened = self._opened  # exchanged as a whole
-        found = {fingerprint: one.service for fingerprint, one in opened.items()}
-        return {self.own.fingerprint: self.own, **found}
+    def serving(self) -> Mapping[str, OpenedSet]:
+        """The sets by fingerprint."""
+        return {self._fingerprint: self.own, **self._opened}  # which is exchanged as a whole
 
     def kept_for(self, model: Model, features: FeatureSet) -> Model:
         """
@@ -66,7 +71,7 @@ class SetServices:
             Refused: there are no rows of that set.
         """
         fingerprint = features.fingerprint
-        if fingerprint == self.own.fingerprint:
+        if fingerprint == self._fingerprint:
             return model
         with self._lock:
             if fingerprint not in self._opened:
@@ -144,16 +149,18 @@ class Routed:
 class RoutedScores:
     """What the models of each share gave."""
 
-    n: int
-    done: Sequence[tuple[_Share, Done]] = field(default_factory=tuple)
+    asked: Sequence[Asked]
+    done: Sequence[tuple[_Share, Done]]
 
 
 class SetRouter:
     """Implements the consumer's `Steps` on the services of several feature sets."""
 
-    def __init__(self, sets: SetServices, live: Live) -> None:
+    def __init__(self, sets: SetServices, live: Live, pick: Pick = lambda one: one.service) -> None:
+        """`pick`: which of a set's services."""
         self._sets = sets
         self._live = live
+        self._pick = pick
 
     def answer(self, asked: Sequence[Asked]) -> Answers:
         """Exactly one answer for each request."""
@@ -170,11 +177,11 @@ class SetRouter:
             if deployment is not routed.deployment and self._moved(routed, deployment):
                 routed = self._routed(routed.asked, deployment)
             done = [(share, self._scored(share, deployment)) for share in routed.shares]
-        return RoutedScores(n=len(routed.asked), done=done)
+        return RoutedScores(asked=routed.asked, done=done)
 
     def finish(self, scores: RoutedScores) -> Answers:
         """Put the answers together, in the order of the requests."""
-        if len(scores.done) == 1 and len(scores.done[0][0].index) == scores.n:
+        if len(scores.done) == 1 and len(scores.done[0][0].index) == len(scores.asked):
             share, done = scores.done[0]
             return share.service.finish(done)
         closed: dict[int, Recommendation] = {}
@@ -185,7 +192,7 @@ class SetRouter:
             closed |= {share.index[i]: answer for i, answer in found.closed.items()}
             parts += [([share.index[i] for i in at], part) for at, part in found.parts]
             dead += found.dead
-        return Answers(n=scores.n, closed=closed, parts=parts, dead=dead)
+        return Answers(n=len(scores.asked), closed=closed, parts=parts, dead=dead)
 
     def _routed(self, asked: Sequence[Asked], deployment: Deployment) -> Routed:
         shares = []
@@ -205,12 +212,12 @@ class SetRouter:
         self, asked: Sequence[Asked], deployment: Deployment
     ) -> list[tuple[Service, Sequence[int]]]:
         """Which service answers which requests; those without a model go to the own one."""
-        serving = self._sets.serving()
+        serving = {name: self._pick(one) for name, one in self._sets.serving().items()}
         everything = range(len(asked))
         release = deployment.release
+        own, mine = next(iter(serving.items()))
         if len(serving) == 1 or release is None:
-            return [(self._sets.own, everything)]
-        own = self._sets.own.fingerprint
+            return [(mine, everything)]
         stable = _set_of(deployment, release.stable) or own
         canary = _set_of(deployment, release.canary) or stable
         by_set: dict[str, Sequence[int]] = {stable: everything}
@@ -221,9 +228,7 @@ class SetRouter:
                 stable: np.flatnonzero(~chosen).tolist(),
                 canary: np.flatnonzero(chosen).tolist(),
             }
-        return [
-            (serving.get(name, self._sets.own), index) for name, index in by_set.items() if index
-        ]
+        return [(serving.get(name, mine), index) for name, index in by_set.items() if index]
 
     def _shadow(
         self, service: Service, asked: Sequence[Asked], deployment: Deployment
@@ -231,7 +236,8 @@ class SetRouter:
         """The requests as the shadow version reads them, if it reads another set."""
         version = deployment.release.shadow if deployment.release else 0
         wanted = _set_of(deployment, version)
-        other = self._sets.serving().get(wanted) if wanted else None
+        found = self._sets.serving().get(wanted) if wanted else None
+        other = None if found is None else self._pick(found)
         if other is None or other is service:
             return None
         return other, other.prepare(asked)

@@ -63,6 +63,11 @@ MetricName = Literal[
     "loop.retries",
     "monitor.alerts",
     "monitor.statistic",
+    "network.latency_s",
+    "network.refused",
+    "network.requests",
+    "network.tensor_rows",
+    "network.unrecorded",
     "serve.batch_rows",
     "serve.batches",
     "serve.expired_in_queue",
@@ -120,6 +125,15 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "loop.retries": MetricSpec("counter", "waits for something unavailable", ("loop", "error")),
     "monitor.alerts": MetricSpec("counter", "drift alerts raised", ("severity",)),
     "monitor.statistic": MetricSpec("gauge", "evidence of drift", ("stream",)),
+    "network.latency_s": MetricSpec(
+        "histogram", "from the last byte of a call to its answer", ("protocol", "route")
+    ),
+    "network.refused": MetricSpec("counter", "calls refused", ("protocol", "reason")),
+    "network.requests": MetricSpec("counter", "calls answered", ("protocol", "route", "code")),
+    "network.tensor_rows": MetricSpec(
+        "histogram", "rows of a call of a signature", buckets=tuple(map(float, SIZES))
+    ),
+    "network.unrecorded": MetricSpec("counter", "answers that did not get to their topic"),
     "serve.batch_rows": MetricSpec(
         "histogram", "rows of a model call", buckets=tuple(map(float, SIZES))
     ),

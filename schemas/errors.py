@@ -7,7 +7,13 @@ The error tree. The class says what the caller does.
     - StoreUnavailable
     - RegistryUnavailable
     - ArchiveUnavailable
+    - Overloaded
   + Rejected             this record is bad: dead-letter it, move past it
+  + NotServed            no such model, version, label or signature: tell who asks
+  + Denied               who asks may not have it: tell them, change nothing
+    - Unauthenticated
+    - Forbidden
+    - QuotaExceeded
   + ModelFault           the model failed, gave NaN or too few scores: serve the fallback, alert
   + PositionMoved        somebody else wrote: discard, ask the sink where to resume
   + Refused              a gate, a signature or a check said no: exit code 3
@@ -45,6 +51,10 @@ class ArchiveUnavailable(Retryable):
     """The archive's disk or object store failed or is full."""
 
 
+class Overloaded(Retryable):
+    """More calls wait than may: the caller comes back later."""
+
+
 class Reason(StrEnum):
     """Why a record was rejected: the closed set of dead-letter reason codes."""
 
@@ -70,6 +80,33 @@ class Rejected(MillstreamError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class NotServed(MillstreamError):
+    """No such model, version, label or signature is in memory: tell who asks."""
+
+
+class Denied(MillstreamError):
+    """Who asks may not have it: tell them, change nothing."""
+
+
+class Unauthenticated(Denied):
+    """No token, or one that does not hold: forged, expired, for somebody else."""
+
+
+class Forbidden(Denied):
+    """A good token without the scope that the call needs."""
+
+
+class QuotaExceeded(Denied):
+    """The client has had its share for now."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ModelFault(MillstreamError):

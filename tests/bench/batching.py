@@ -47,7 +47,7 @@ class Ours:
         self._clock = ManualClock()
         self.cost = CostModel(sizes)
         policy = BatchPolicy(max_size=sizes[-1], objective_s=P99_S / 2, max_pending=1_000_000)
-        self._batcher: Batcher[None] = Batcher(policy, self._clock, self.cost, _Nothing())
+        self._batcher: Batcher[None] = Batcher(policy, self._clock, self.cost)
 
     def add(self, now_s: float, count: int) -> None:
         self._at(now_s)
@@ -90,13 +90,6 @@ class Fixed:
         waited_s = now_s - self._since[0]
         left_s = 0.0 if len(self._since) >= self._size else self._wait_s - waited_s
         return max(0.0, left_s, free_in_s)
-
-
-class _Nothing:
-    """What preparing a batch takes here."""
-
-    def predict(self, rows: int) -> float:
-        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

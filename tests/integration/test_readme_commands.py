@@ -34,6 +34,7 @@ LASTING_TOO = ("simulate",)
 ELSEWHERE = {
     "--flink": "integration/test_runners.py",
     "audit": "integration/test_audit.py",
+    "--http-port": "integration/test_serve_network.py",
     "--rows": "integration/test_backfill_rows.py",
     "repartition": "integration/test_repartition.py",
     "rebuild --user": "chaos/test_store_jobs.py",

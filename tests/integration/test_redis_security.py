@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import redis
+import structlog
 
 from features.redis_store import RedisStore
-from schemas.errors import Misconfigured
+from inference.quota import Quotas, parsed
+from ingest.clock import SystemClock
+from schemas.errors import Misconfigured, QuotaExceeded
 from tests.contracts.store import START, update
 from tests.tls_proxy import Authority, TlsFront
 
@@ -99,6 +104,51 @@ def test_a_missing_right_is_named(front: Front, command: str) -> None:
     ):
         everything(store)
     store.close()
+
+
+# What quotas need beside it.
+QUOTAS = ("~*quota:*", "+evalsha", "+script|load", "+pttl", "+incrby", "+rename")
+
+
+def test_quotas_work_over_tls_with_few_rights_more(front: Front) -> None:
+    front.grant(*NEEDED, *QUOTAS)
+
+    async def run() -> list[int]:
+        made = [quotas(front.url(), front.user) for _ in range(2)]
+        counts = [await let_in(one) for one in made]
+        for one in made:
+            await one.close()
+        return counts
+
+    with structlog.testing.capture_logs() as logs:
+        assert asyncio.run(run()) == [3, 0]  # the store counted, not each process
+    assert logs == []
+
+
+def quotas(url: str, prefix: str) -> Quotas:
+    return Quotas(parsed("3/hour"), url, SystemClock(), prefix=f"{prefix}-")
+
+
+async def let_in(of: Quotas) -> int:
+    """How many of five calls get in."""
+    count = 0
+    for _ in range(5):
+        with suppress(QuotaExceeded):
+            await of.take("a-client")
+            count += 1
+    return count
+
+
+def test_without_these_rights_each_process_counts_and_says_so(front: Front) -> None:
+    async def run() -> int:
+        made = quotas(front.url(), front.user)
+        count = await let_in(made)
+        await made.close()
+        return count
+
+    with structlog.testing.capture_logs() as logs:
+        assert asyncio.run(run()) == 3
+    assert [one["event"] for one in logs] == ["quota.no_store"]
 
 
 def test_keys_of_others_are_out_of_reach(front: Front) -> None:

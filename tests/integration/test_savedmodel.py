@@ -13,7 +13,7 @@ from features.assemble import UserFeatures
 from features.declare import Feature, FeatureSet, Level
 from inference.model import ModelRef
 from inference.samples import GOLDEN, WARMUP, read_calls, write_calls
-from schemas.errors import ModelFault, Refused
+from schemas.errors import ModelFault, Refused, Rejected
 from tests.contracts.model import ModelContract, items, none, users
 
 pytestmark = pytest.mark.tf
@@ -150,3 +150,84 @@ def test_nan_scores_are_a_model_fault(tmp_path):
     export(tmp_path / "1", FEATURES, ITEMS, nan=True)
     with pytest.raises(ModelFault, match="NaN among the scores"):
         load(tmp_path / "1").retrieve(users(FEATURES, 2), none(2), 3)
+
+
+def retrieve_inputs(rows: int, k: int = 3, exclude: int = 1) -> dict[str, np.ndarray]:
+    """Inputs of the model's own signature."""
+    features = {
+        f.name: np.ones((rows,) if f.length == 1 else (rows, f.length), f.dtype)
+        for f in FEATURES.of(Level.USER)
+    }
+    left_out = ITEMS[: rows * exclude].view(np.int64).reshape(rows, exclude)
+    return features | {"exclude": left_out, "k": np.array(k, np.int32)}
+
+
+def rank_inputs(rows: int, wide: int) -> dict[str, np.ndarray]:
+    pairs = {
+        f.name: np.ones((rows * wide,) if f.length == 1 else (rows * wide, f.length), f.dtype)
+        for f in FEATURES.of(Level.ITEM)
+    }
+    users = {n: a for n, a in retrieve_inputs(rows).items() if n not in ("exclude", "k")}
+    candidates = np.arange(rows * wide, dtype=np.int64).reshape(rows, wide)
+    return users | pairs | {"candidates": candidates}
+
+
+def test_a_signature_says_what_it_takes_and_what_an_input_counts(folder):
+    signatures = load(folder).signatures
+    rank = signatures["rank"].inputs
+    assert {name: spec.lead for name, spec in rank.items()} == {
+        "history": "rows",
+        "age_days": "rows",
+        "candidates": "rows",
+        "item_age": "pairs",
+        "item_categories": "pairs",
+    }
+    k = signatures["serving_default"].inputs["k"]
+    assert (k.dtype, k.shape, k.lead) == ("int32", (), "none")
+    assert set(signatures["serving_default"].outputs) == {"items", "scores"}
+
+
+@pytest.mark.parametrize("exclude", [0, 1, 3])
+def test_calling_a_signature_is_retrieving(folder, exclude):
+    model = load(folder)
+    inputs = retrieve_inputs(3, exclude=exclude)
+    found = model.predict("serving_default", inputs, 3)
+    longs = np.ones((3, 5), np.int64)
+    asked = UserFeatures(longs=longs, floats=np.ones((3, 1), np.float32))
+    same = model.retrieve(asked, inputs["exclude"].view(np.uint64), 3)
+    np.testing.assert_array_equal(found["items"].view(np.uint64), same.items)
+    np.testing.assert_array_equal(found["scores"], same.scores)
+
+
+def test_rows_are_the_same_alone_and_padded_among_others(folder):
+    """Three rows are padded to four; item features follow their rows."""
+    model = load(folder)
+    together = model.predict("rank", rank_inputs(3, 5), 3)["scores"]
+    assert together.shape == (3, 5)
+    inputs = rank_inputs(3, 5)
+    for row in range(3):
+        alone = {
+            name: array[row * 5 : row * 5 + 5] if len(array) == 15 else array[row : row + 1]
+            for name, array in inputs.items()
+        }
+        np.testing.assert_allclose(
+            model.predict("rank", alone, 1)["scores"], together[row : row + 1]
+        )
+
+
+def test_more_than_the_catalogue_is_the_caller_s_fault(folder):
+    with pytest.raises(Rejected, match="model m version 1, serving_default"):
+        load(folder).predict("serving_default", retrieve_inputs(1, k=len(ITEMS) + 1), 1)
+
+
+def test_nan_and_a_closed_model_are_the_model_s_fault(tmp_path):
+    from tests.tiny_model import export
+
+    export(tmp_path / "1", FEATURES, ITEMS, nan=True)
+    model = load(tmp_path / "1")
+    with pytest.raises(ModelFault, match="NaN in its answer"):
+        model.predict("serving_default", retrieve_inputs(1), 1)
+    model.close()
+    assert "rank" in model.signatures
+    with pytest.raises(ModelFault, match="closed"):
+        model.predict("serving_default", retrieve_inputs(1), 1)

@@ -10,6 +10,7 @@ from features.items import ItemTable, empty_partials, encode_partials, fold_part
 from features.publish import item_key, old_item_key
 from inference import items_feed
 from inference.items_feed import NEVER_STOP, ItemsFeed
+from inference.titles import Titles
 from ingest.clock import ManualClock
 from ingest.dead_letter import DeadLetters, read_dead_letters
 from ingest.log import Outgoing
@@ -207,3 +208,16 @@ def test_the_key_of_before_is_read_until_there_is_one_of_now(
     world.put("film")
     world.read()
     assert world.clicks() == clicks
+
+
+def test_titles_are_kept_where_they_are_wanted_the_newest_counts():
+    world = World()
+    world.feed.titles = Titles()
+    world.put("film")
+    world.put("book")
+    world.put("film", world.codec.encode(Item(item_id="film", title="A new title")))
+    world.feed.open(world.log)
+    while world.feed.step(0):
+        pass
+    found = world.feed.titles.of(["film", "book", "unknown"])
+    assert found == {"film": "A new title", "book": "BOOK"}

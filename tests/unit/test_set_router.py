@@ -37,6 +37,10 @@ class Opened:
     def service(self) -> Service:
         return self.world.service
 
+    @property
+    def beside(self) -> Service:
+        return self.world.service
+
     def close(self) -> None:
         self.closed = True
 
@@ -50,7 +54,7 @@ class Sets:
     fault: Exception | None = None
 
     def __post_init__(self) -> None:
-        self.services = SetServices(self.own.service, self._open)
+        self.services = SetServices(Opened(self.own), self._open)
         self.router = SetRouter(self.services, self.own.live)
         for user in USERS:
             self.own.row(user, "item-1", next_offset=11)

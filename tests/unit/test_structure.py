@@ -24,7 +24,13 @@ HEAVY = ("tensorflow", "keras", "apache_beam")
 MAY_LOAD_HEAVY = {
     *("features.batch_pipeline", "features.harness", "features.pipeline", "features.source"),
     "features.tfrecord",
-    *("inference.savedmodel", "retrain.network", "retrain.train", "retrain.export"),
+    *(
+        "inference.grpc",
+        "inference.savedmodel",
+        "retrain.network",
+        "retrain.train",
+        "retrain.export",
+    ),
     *("deploy.demo.audit", "deploy.demo.compare"),  # ask the models again, at the demo's end
 }
 
@@ -196,6 +202,10 @@ def test_everything_imported_is_declared() -> None:
     distribution = {
         "google": "protobuf",
         "grpc": "grpcio",
+        "grpc_health": "grpcio_health_checking",
+        "grpc_reflection": "grpcio_reflection",
+        "jwt": "pyjwt",
+        "tensorflow_serving": "tensorflow_serving_api",
         "keras": "tensorflow",
     }  # import name -> what is declared
     ours = {*PACKAGES, *sys.stdlib_module_names, "tests", "__future__"}

@@ -1,0 +1,312 @@
+"""
+What the network can ask for, whatever the protocol: recommendations, calls of a model's own
+signatures, events, and what serves. Checks come first, work goes through bounded queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from features.declare import Array
+from inference.answers import Answers
+from inference.batcher import BatchPolicy
+from inference.gather import Gatherer, Work
+from inference.live import Deployment, Live
+from inference.model import TensorModel
+from inference.publisher import EventPublisher
+from inference.recorder import AnswerRecorder
+from inference.requests import Asked, Limits, problem
+from inference.set_router import RoutedScores, SetRouter
+from inference.tensors import (
+    Signature,
+    TensorCall,
+    TensorLimits,
+    checked,
+    divided,
+    grouped,
+    merged,
+    signature_of,
+)
+from ingest.clock import Clock
+from ingest.log import Delivered, RecordBatch
+from ingest.metrics import Metrics
+from schemas.errors import MillstreamError, NotServed, Reason, Rejected
+from schemas.events import Recommendation, RecommendationRequest, Status, UserEvent
+
+LABELS = ("stable", "canary", "shadow", "previous")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """Which version is meant: by number, by label, or the stable one."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """What a version gave."""
+
+    version: int
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionStatus:
+    """One version of the release."""
+
+    version: int
+    loaded: bool
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """The signatures of a version."""
+
+    name: str
+    version: int
+    signatures: Mapping[str, Signature]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiPolicy:
+    """Bounds of what is taken and of what waits."""
+
+    limits: Limits = field(default_factory=Limits)
+    tensors: TensorLimits = field(default_factory=TensorLimits)
+    recommend: BatchPolicy = field(
+        default_factory=lambda: BatchPolicy(max_size=256, max_pending=1024)
+    )
+    # Each may hold megabytes: fewer wait.
+    predict: BatchPolicy = field(default_factory=lambda: BatchPolicy(max_size=64, max_pending=128))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiParts:
+    """What the API works with; living longer than it."""
+
+    model_name: str
+    steps: SetRouter
+    live: Live
+    publisher: EventPublisher
+    recorder: AnswerRecorder
+
+
+class Api:
+    """The calls. Those that are `async` may be made from one event loop."""
+
+    def __init__(
+        self, parts: ApiParts, clock: Clock, metrics: Metrics, policy: ApiPolicy | None = None
+    ) -> None:
+        self._parts = parts
+        self._clock = clock
+        self._metrics = metrics
+        self._policy = policy or ApiPolicy()
+        recommending: Work[Asked, RoutedScores, Recommendation] = Work(
+            first=self._score, second=self._finish
+        )
+        predicting: Work[TensorCall, list[Predicted | MillstreamError], Predicted] = Work(
+            first=self._call, second=lambda made: made
+        )
+        self._recommend = Gatherer("recommend", recommending, self._policy.recommend, clock)
+        self._predict = Gatherer("predict", predicting, self._policy.predict, clock)
+
+    def close(self) -> None:
+        """Answer what waits, take no more."""
+        self._recommend.close()
+        self._predict.close()
+
+    async def recommend(self, request: RecommendationRequest) -> Recommendation:
+        """
+        The answer, recorded on the topic of recommendations as those to requests of the log are.
+
+        Raises:
+            Rejected: the request asks for something that is not served; it says what.
+            Overloaded: too many wait.
+            TimeoutError: its deadline passed before it was scored.
+        """
+        if wrong := problem(request, self._policy.limits):
+            raise Rejected(Reason.OUT_OF_RANGE, wrong)
+        asked = _asked(request, self._clock.now_ms())
+        answer = await self._recommend.ask(asked)
+        if answer.status is Status.EXPIRED:
+            raise TimeoutError(answer.message)
+        return answer
+
+    async def predict(
+        self, choice: ModelChoice, signature: str, inputs: Mapping[str, Array]
+    ) -> Predicted:
+        """
+        The outputs of one signature of one version.
+
+        Raises:
+            NotServed: no such model, version, label or signature.
+            Rejected: the inputs do not fit.
+            Overloaded: too many wait.
+        """
+        version, model = self.model(choice)
+        spec = signature_of(model.signatures, signature)
+        taken, rows = checked(inputs, spec, self._policy.tensors)
+        call = TensorCall(version=version, signature=signature, inputs=taken, rows=rows)
+        return await self._predict.ask(call)
+
+    async def publish(self, event: UserEvent) -> Delivered:
+        """
+        Where the event landed.
+
+        Raises:
+            Rejected: it would not be folded; it says why.
+            Retryable: the broker or the registry did not answer, or too many events wait.
+        """
+        return await self._parts.publisher.publish(event)
+
+    def ready(self) -> bool:
+        """Whether a model serves."""
+        return bool(self._parts.live.deployment.models)
+
+    def statuses(self, choice: ModelChoice) -> list[VersionStatus]:
+        """
+        The versions of the release, newest first; only the chosen one, if one is.
+
+        Raises:
+            NotServed: no such model, version or label.
+        """
+        self._check_name(choice.name)
+        deployment = self._parts.live.deployment
+        labels = _labels(deployment)
+        wanted = sorted({*deployment.models, *labels.values()}, reverse=True)
+        if choice.version is not None or choice.label is not None:
+            wanted = [_version(choice, deployment)]
+        return [
+            VersionStatus(
+                version=version,
+                loaded=version in deployment.models,
+                labels=tuple(label for label, of in labels.items() if of == version),
+            )
+            for version in wanted
+        ]
+
+    def metadata(self, choice: ModelChoice) -> Metadata:
+        """
+        The signatures of the chosen version.
+
+        Raises:
+            NotServed: no such model, version or label.
+        """
+        version, model = self.model(choice)
+        return Metadata(name=choice.name, version=version, signatures=model.signatures)
+
+    def model(self, choice: ModelChoice) -> tuple[int, TensorModel]:
+        """
+        The chosen version and its model, whose signatures may be read.
+
+        Raises:
+            NotServed: no such model, version or label, or it is not in memory.
+        """
+        self._check_name(choice.name)
+        deployment = self._parts.live.deployment
+        version = _version(choice, deployment)
+        return version, _model(deployment, version)
+
+    def _check_name(self, name: str) -> None:
+        if name != self._parts.model_name:
+            raise NotServed(f"no model {name[:100]!r}: {self._parts.model_name!r} serves")
+
+    def _score(self, asked: Sequence[Asked]) -> RoutedScores:
+        return self._parts.steps.score(self._parts.steps.prepare(asked))
+
+    def _finish(self, scored: RoutedScores) -> Sequence[Recommendation | MillstreamError]:
+        answers: Answers = self._parts.steps.finish(scored)
+        self._parts.recorder.record(answers)
+        poison = {(id(bad.batch), bad.index): bad.rejected for bad in answers.dead}
+        return [
+            poison.get((id(one.batch), one.index), answer)
+            for one, answer in zip(scored.asked, answers.answers, strict=True)
+        ]
+
+    def _call(self, calls: Sequence[TensorCall]) -> list[Predicted | MillstreamError]:
+        """Each call's outputs, or its error."""
+        found: dict[int, Predicted | MillstreamError] = {}
+        with self._parts.live.use() as deployment:
+            for group in grouped(calls, self._policy.tensors.max_rows):
+                found |= self._called(deployment, {at: calls[at] for at in group})
+        return [found[at] for at in range(len(calls))]
+
+    def _called(
+        self, deployment: Deployment, calls: Mapping[int, TensorCall]
+    ) -> dict[int, Predicted | MillstreamError]:
+        """One model call; where it fails, each call by itself."""
+        first, *others = calls.values()
+        rows = [call.rows for call in calls.values()]
+        try:
+            model = _model(deployment, first.version)
+            outputs = model.predict(first.signature, merged([first, *others]), sum(rows))
+        except MillstreamError as error:
+            if not others:
+                return dict.fromkeys(calls, error)
+            return {
+                at: answer
+                for alone in calls.items()
+                for at, answer in self._called(deployment, dict([alone])).items()
+            }
+        self._metrics.observe("network.tensor_rows", sum(rows))
+        return {
+            at: Predicted(version=first.version, outputs=part)
+            for at, part in zip(calls, divided(outputs, rows), strict=True)
+        }
+
+
+def _labels(deployment: Deployment) -> dict[str, int]:
+    """The versions that the release names."""
+    release = deployment.release
+    if release is None:
+        return {}
+    named = {label: int(getattr(release, label)) for label in LABELS}
+    return {label: version for label, version in named.items() if version}
+
+
+def _version(choice: ModelChoice, deployment: Deployment) -> int:
+    labels = _labels(deployment)
+    if choice.version is not None:
+        if choice.version not in {*deployment.models, *labels.values()}:
+            known = ", ".join(map(str, sorted(deployment.models))) or "none"
+            raise NotServed(f"no version {choice.version}: in memory are {known}")
+        return choice.version
+    label = choice.label or "stable"
+    if label not in labels:
+        known = ", ".join(labels) or "none"
+        raise NotServed(f"no version with label {label[:100]!r}: labels are {known}")
+    return labels[label]
+
+
+def _model(deployment: Deployment, version: int) -> TensorModel:
+    model = deployment.models.get(version)
+    if model is None:
+        raise NotServed(f"version {version} is not in memory")
+    if not isinstance(model, TensorModel):
+        raise NotServed(f"version {version} takes no tensors")
+    return model
+
+
+def _asked(request: RecommendationRequest, now_ms: int) -> Asked:
+    """
+    The request as if it stood on a log by itself: what serves those of the log serves it.
+    """
+    batch = RecordBatch(
+        topic="",
+        partition=0,
+        start_offset=0,
+        next_offset=1,
+        offsets=np.zeros(1, np.int64),
+        timestamps_ms=np.full(1, now_ms),
+        keys=[request.user_id.encode()],
+        values=[None],
+        headers={},
+    )
+    return Asked(batch=batch, index=0, request=request)

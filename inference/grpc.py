@@ -1,0 +1,319 @@
+"""
+TensorFlow Serving's gRPC services, so that its clients work unchanged: Predict, GetModelMetadata
+and GetModelStatus; with health and reflection. What a call may do is decided by
+`inference.admission`.
+
+Importing this imports TensorFlow, whose messages these services exchange; import it late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import unquote
+
+import grpc
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    model_service_pb2,
+    predict_pb2,
+    prediction_service_pb2,
+)
+
+from features.declare import Array
+from inference.admission import Admission
+from inference.api import Api, ModelChoice
+from inference.auth import Scope
+from inference.listen import GrpcOptions
+from inference.tensors import Signature, TensorSpec
+from schemas.errors import Misconfigured, Reason, Rejected
+
+SIGNATURE_DEF: Final = "signature_def"
+DEFAULT_SIGNATURE: Final = "serving_default"
+PREDICT_METHOD: Final = "tensorflow/serving/predict"
+LOOK_S: Final = 0.5  # how often health looks whether a model serves
+_PREDICTION: Final = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
+_MODEL: Final = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_TYPES: Final = {tf.int64.as_datatype_enum, tf.int32.as_datatype_enum, tf.float32.as_datatype_enum}
+
+
+class GrpcServer:
+    """One server. For one event loop."""
+
+    def __init__(self, api: Api, admission: Admission, options: GrpcOptions) -> None:
+        self._api = api
+        self._admission = admission
+        self._options = options
+        self._health = health.aio.HealthServicer()
+        self._watching: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """
+        Listen.
+
+        Raises:
+            Misconfigured: the port is taken, or the certificate does not load.
+        """
+        self._server = grpc.aio.server(
+            options=_channel_options(self._options), maximum_concurrent_rpcs=self._options.max_calls
+        )
+        self._server.add_generic_rpc_handlers(self._handlers())
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [_PREDICTION.full_name, _MODEL.full_name, health.SERVICE_NAME]
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self._server)
+        self.port = self._bound()
+        await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Take no more calls; finish those under way."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._options.stop_s)
+
+    def _bound(self) -> int:
+        options = self._options
+        address = f"{options.host}:{options.port}"
+        try:
+            if options.tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                key, cert = options.tls.key_file.read_bytes(), options.tls.cert_file.read_bytes()
+                secrets = grpc.ssl_server_credentials([(key, cert)])
+                port = self._server.add_secure_port(address, secrets)
+        except (RuntimeError, OSError) as error:
+            raise Misconfigured(f"cannot serve gRPC on {address}: {error}") from error
+        if not port:
+            raise Misconfigured(f"cannot serve gRPC on {address}: the certificate does not load")
+        return int(port)
+
+    async def _watch(self) -> None:
+        """Health: the process serves; the models' services do once a model is there."""
+        serving, absent = (
+            health_pb2.HealthCheckResponse.SERVING,
+            health_pb2.HealthCheckResponse.NOT_SERVING,
+        )
+        await self._health.set("", serving)
+        while True:
+            status = serving if self._api.ready() else absent
+            for name in (_PREDICTION.full_name, _MODEL.full_name):
+                await self._health.set(name, status)
+            await asyncio.sleep(LOOK_S)
+
+    # --- the methods
+
+    def _handlers(self) -> Sequence[Any]:
+        return [
+            grpc.method_handlers_generic_handler(
+                _PREDICTION.full_name,
+                {
+                    "Predict": self._handler("predict", self._predict, predict_pb2.PredictRequest),
+                    "GetModelMetadata": self._handler(
+                        "metadata",
+                        self._metadata,
+                        get_model_metadata_pb2.GetModelMetadataRequest,
+                    ),
+                },
+            ),
+            grpc.method_handlers_generic_handler(
+                _MODEL.full_name,
+                {
+                    "GetModelStatus": self._handler(
+                        "status", self._status, get_model_status_pb2.GetModelStatusRequest
+                    )
+                },
+            ),
+        ]
+
+    def _handler(self, route: str, act: Callable[[Any], Awaitable[Any]], message: Any) -> Any:
+        """A method as grpc calls it: let in, done, noted."""
+
+        async def answer(data: bytes, context: Any) -> Any:
+            admission = self._admission
+            call = admission.call("grpc", route, _address(context.peer()))
+            try:
+                admission.hold(call, len(data))
+                metadata = dict(context.invocation_metadata() or ())
+                await admission.admit(call, metadata.get("authorization"), Scope.PREDICT)
+                async with asyncio.timeout(self._options.answer_s):
+                    reply = await act(_read(message, data))
+            except asyncio.CancelledError:  # the caller's deadline, or the caller is gone
+                admission.refused(call, TimeoutError())
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
+                told = admission.refused(call, error)
+                pause = () if told.retry_after_s is None else (_pushback(told.retry_after_s),)
+                await context.abort(getattr(grpc.StatusCode, told.code), told.message, pause)
+            admission.answered(call)
+            return reply
+
+        # Read by us: a malformed message is answered and noted as any other fault of a caller's.
+        return grpc.unary_unary_rpc_method_handler(
+            answer, response_serializer=lambda reply: reply.SerializeToString()
+        )
+
+    async def _predict(self, request: Any) -> Any:
+        signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
+        choice = _choice(request.model_spec)
+        self._api.model(choice)  # an unknown model is told before its tensors are looked at
+        inputs = _arrays(request.inputs, self._options.max_values)
+        found = await self._api.predict(choice, signature, inputs)
+        wanted = list(request.output_filter) or list(found.outputs)
+        if unknown := sorted(set(wanted) - set(found.outputs)):
+            detail = f"output_filter: no output {unknown[0]!r}, there are {sorted(found.outputs)}"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
+        return predict_pb2.PredictResponse(
+            model_spec=_spec(choice.name, found.version, signature),
+            outputs={name: tf.make_tensor_proto(found.outputs[name]) for name in wanted},
+        )
+
+    async def _metadata(self, request: Any) -> Any:
+        fields = list(request.metadata_field)
+        if fields != [SIGNATURE_DEF]:
+            detail = f"metadata_field is {fields[:5]}, expected [{SIGNATURE_DEF!r}]"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
+        found = self._api.metadata(_choice(request.model_spec))
+        signatures = {name: _signature_def(one) for name, one in found.signatures.items()}
+        reply = get_model_metadata_pb2.GetModelMetadataResponse(
+            model_spec=_spec(found.name, found.version, "")
+        )
+        reply.metadata[SIGNATURE_DEF].Pack(
+            get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
+        )
+        return reply
+
+    async def _status(self, request: Any) -> Any:
+        kind = get_model_status_pb2.ModelVersionStatus
+        return get_model_status_pb2.GetModelStatusResponse(
+            model_version_status=[
+                kind(
+                    version=one.version,
+                    state=kind.AVAILABLE if one.loaded else kind.LOADING,
+                    status={"error_code": 0, "error_message": ""},
+                )
+                for one in self._api.statuses(_choice(request.model_spec))
+            ]
+        )
+
+
+def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared in silence
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        ("grpc.max_metadata_size", options.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", options.max_streams),
+        ("grpc.max_connection_idle_ms", options.idle_s * 1000),
+        # A peer that does not answer a ping is gone: its calls are dropped.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+
+
+def _read(message: Any, data: bytes) -> Any:
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise Rejected(Reason.UNDECODABLE, str(error)) from error
+
+
+def _choice(spec: Any) -> ModelChoice:
+    chosen = spec.WhichOneof("version_choice")
+    return ModelChoice(
+        name=spec.name,
+        version=spec.version.value if chosen == "version" else None,
+        label=spec.version_label if chosen == "version_label" else None,
+    )
+
+
+def _spec(name: str, version: int, signature: str) -> Any:
+    return model_pb2.ModelSpec(name=name, version={"value": version}, signature_name=signature)
+
+
+def _arrays(inputs: Mapping[str, Any], max_values: int) -> dict[str, Array]:
+    """
+    The tensors as arrays. A message of a few bytes can claim any shape: it is checked first.
+
+    Raises:
+        Rejected: a tensor is malformed, of another type than we serve, or too large.
+    """
+    left = max_values
+    found = {}
+    for name, proto in inputs.items():
+        sizes = [dim.size for dim in proto.tensor_shape.dim]
+        if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+            detail = f"input {name[:100]!r} has no full shape: {sizes[:8]}"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
+        left -= math.prod(sizes)
+        if left < 0:
+            raise Rejected(Reason.TOO_LARGE, f"more than {max_values} values in all tensors")
+        found[name] = _array(name, proto)
+    return found
+
+
+def _array(name: str, proto: tensor_pb2.TensorProto) -> Array:
+    if proto.dtype not in _TYPES:
+        detail = f"input {name[:100]!r} is {_type_name(proto.dtype)}, not int64, int32 or float32"
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
+    try:
+        array: Array = tf.make_ndarray(proto)
+    except (ValueError, TypeError, IndexError) as error:
+        detail = f"input {name[:100]!r} is a malformed tensor: {error!s:.200}"
+        raise Rejected(Reason.UNDECODABLE, detail) from error
+    return array
+
+
+def _type_name(number: int) -> str:
+    try:
+        return str(tf.as_dtype(number).name)
+    except TypeError:
+        return f"of the unknown type {number}"
+
+
+def _signature_def(signature: Signature) -> Any:
+    return meta_graph_pb2.SignatureDef(
+        inputs={name: _tensor_info(spec) for name, spec in signature.inputs.items()},
+        outputs={name: _tensor_info(spec) for name, spec in signature.outputs.items()},
+        method_name=PREDICT_METHOD,
+    )
+
+
+def _tensor_info(spec: TensorSpec) -> Any:
+    dims = [
+        tensor_shape_pb2.TensorShapeProto.Dim(size=-1 if size is None else size)
+        for size in spec.shape
+    ]
+    return meta_graph_pb2.TensorInfo(
+        dtype=tf.as_dtype(spec.dtype).as_datatype_enum,
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims),
+    )
+
+
+def _pushback(seconds: float) -> tuple[str, str]:
+    """When a client that retries by itself may do so (gRPC A6)."""
+    return ("grpc-retry-pushback-ms", str(round(1000 * seconds)))
+
+
+def _address(peer: str) -> str:
+    """
+    The host in what gRPC calls a peer.
+
+    >>> _address("ipv4:10.0.0.1:5000"), _address("ipv6:%5B::1%5D:5000")
+    ('10.0.0.1', '[::1]')
+    """
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else peer

@@ -1,0 +1,145 @@
+"""
+An ASGI application on a port: uvicorn, with time-outs and bounds for headers, which it lacks.
+The one importer of `uvicorn` here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from inference.listen import HttpOptions
+from schemas.errors import Misconfigured
+
+BACKLOG = 1024
+Dropped = Callable[[str, str, int], None]  # address, reason, bytes that had come
+
+
+class HttpServer:
+    """One server. `serve` in an event loop; `stop` from anywhere."""
+
+    def __init__(self, app: Any, options: HttpOptions, dropped: Dropped) -> None:
+        """
+        Binds the port; connections wait until `serve`.
+
+        Raises:
+            Misconfigured: the port is taken, or the certificate does not load.
+        """
+        tls = options.tls
+        config = uvicorn.Config(
+            app,
+            http=_protocol(options, dropped),
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=options.max_connections,
+            timeout_keep_alive=options.keep_alive_s,
+            timeout_graceful_shutdown=options.stop_s,
+            ssl_certfile=tls.cert_file if tls else None,
+            ssl_keyfile=tls.key_file if tls else None,
+        )
+        try:
+            config.load()
+            self._socket = _listening(options.host, options.port)
+        except OSError as error:  # also what ssl raises
+            where = f"{options.host}:{options.port}"
+            raise Misconfigured(f"cannot serve HTTP on {where}: {error}") from error
+        self.port = int(self._socket.getsockname()[1])
+        self._server = uvicorn.Server(config)
+
+    async def serve(self) -> None:
+        """Answer until told to stop."""
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Take no more connections; finish what is under way."""
+        self._server.should_exit = True
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """
+    A bound socket.
+
+    It names its protocol: asyncio turns Nagle's algorithm off only on those that do, and with it
+    every answer but a connection's first waits 40 ms for the client's delayed acknowledgement.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    options: HttpOptions
+    dropped: Dropped
+
+
+class _Bounded(HttpToolsProtocol):
+    """Closes a connection whose next request does not begin in time, or begins too long."""
+
+    # uvicorn makes the protocol itself: what it must know is in its class (`_protocol`).
+    bounds: ClassVar[_Bounds]
+
+    _timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_head()
+        if self._timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._timer is not None and self._head_bytes > self.bounds.options.max_header_bytes:
+            self._drop("large-header")
+
+    def on_headers_complete(self) -> None:
+        self._forget_head()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._head_bytes = 0
+        self._timer = self.loop.call_later(self.bounds.options.header_s, self._drop, "slow-header")
+
+    def _forget_head(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _drop(self, reason: str) -> None:
+        self._forget_head()
+        if not self.transport.is_closing():
+            self.bounds.dropped(self.client[0] if self.client else "", reason, self._head_bytes)
+            self.transport.close()
+
+
+def _protocol(options: HttpOptions, dropped: Dropped) -> type[asyncio.Protocol]:
+    return type("Bounded", (_Bounded,), {"bounds": _Bounds(options, dropped)})

@@ -1,0 +1,329 @@
+"""
+The REST API as an ASGI application: TensorFlow Serving's paths for models, and those of Millstream
+for recommendations and events. What a call may do is decided by `inference.admission`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from inference import rest_tensors
+from inference.admission import Admission, Call
+from inference.api import Api, ModelChoice
+from inference.auth import Scope
+from inference.outcome import Outcome
+from inference.rest_messages import (
+    EventAnswer,
+    EventBody,
+    FailureAnswer,
+    ModelAnswer,
+    PredictBody,
+    ProbeAnswer,
+    RecommendBody,
+    StatusAnswer,
+    VersionAnswer,
+    read,
+    recommend_answer,
+)
+from inference.tensors import Signature, TensorSpec, signature_of
+from inference.titles import Titles
+from ingest.clock import Clock
+from schemas.errors import Reason, Rejected
+
+JSON: Final = "application/json"
+PREDICT: Final = "tensorflow/serving/predict"  # how TensorFlow names the kind of a signature
+THREAD_BYTES: Final = 64 << 10  # larger bodies are read in a thread: others are answered meanwhile
+_TF_NAMES: Final = {"int64": "DT_INT64", "int32": "DT_INT32", "float32": "DT_FLOAT"}
+# What went wrong in HTTP itself, as metrics and programs are told.
+_REASONS: Final = {404: "no-route", 405: "method", 408: "slow-body", 415: "content-type"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestPolicy:
+    """Bounds of one call."""
+
+    max_body_bytes: int = 4 << 20  # gRPC's own default
+    body_s: float = 10.0  # in which the whole body must come
+    answer_s: float = 30.0
+    origins: tuple[str, ...] = ()  # of web pages that may call (CORS); "*": any
+
+    def __post_init__(self) -> None:
+        if self.max_body_bytes < 1:
+            raise ValueError(f"max_body_bytes must be at least 1, got {self.max_body_bytes}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One route. `name` labels metrics."""
+
+    method: str
+    path: str
+    name: str
+    scope: Scope | None
+    act: Callable[[Request, bytes], Awaitable[Response]]
+    open: bool = False  # to everybody, without token and quota
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestParts:
+    """What the application works with."""
+
+    api: Api
+    admission: Admission
+    titles: Titles
+    clock: Clock
+    description: bytes  # OpenAPI's document
+    policy: RestPolicy = field(default_factory=RestPolicy)
+
+
+def create_app(parts: RestParts) -> Starlette:
+    """The application. For one event loop."""
+    rest = _Rest(parts)
+    cors = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(parts.policy.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    ]
+    return Starlette(
+        routes=[
+            Route(one.path, rest.endpoint(one), methods=[one.method]) for one in rest.endpoints()
+        ],
+        middleware=cors if parts.policy.origins else [],
+        exception_handlers={HTTPException: rest.unrouted},
+    )
+
+
+class _Rest:
+    """The endpoints. Each answers or raises; `_answer` turns what was raised into an answer."""
+
+    def __init__(self, parts: RestParts) -> None:
+        self._parts = parts
+        self._api = parts.api
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """All routes."""
+        model = "/v1/models/{name}"
+        chosen = (model, model + "/versions/{version:int}", model + "/labels/{label}")
+        table: list[tuple[str, str, str, Scope | None, Any]] = [
+            *(("POST", p + ":predict", "predict", Scope.PREDICT, self._predict) for p in chosen),
+            *(("GET", p + "/metadata", "metadata", Scope.PREDICT, self._metadata) for p in chosen),
+            *(("GET", p, "status", Scope.PREDICT, self._status) for p in chosen),
+            ("POST", "/v1/recommend", "recommend", Scope.RECOMMEND, self._recommend),
+            ("POST", "/v1/events", "events", Scope.EVENTS, self._event),
+            ("GET", "/healthz", "healthz", None, self._healthz),
+            ("GET", "/readyz", "readyz", None, self._readyz),
+            ("GET", "/openapi.json", "openapi", None, self._openapi),
+        ]
+        return [
+            Endpoint(method=method, path=path, name=name, scope=scope, act=act, open=scope is None)
+            for method, path, name, scope, act in table
+        ]
+
+    def endpoint(self, one: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """The route's handler."""
+
+        async def answer(request: Request) -> Response:
+            return await self._answer(one, request)
+
+        return answer
+
+    async def unrouted(self, request: Request, error: Exception) -> Response:
+        """A path or method that is none of ours."""
+        if not isinstance(error, HTTPException):
+            raise error
+        call = self._parts.admission.call("http", "other", _address(request))
+        return self._failure(call, error, headers=dict(error.headers or {}))
+
+    # --- what every call goes through
+
+    async def _answer(self, one: Endpoint, request: Request) -> Response:
+        admission = self._parts.admission
+        call = admission.call("http", one.name, _address(request))
+        read_all = False
+        try:
+            if not one.open:
+                await admission.admit(call, request.headers.get("authorization"), one.scope)
+            body = await self._body(call, request) if one.method == "POST" else b""
+            read_all = True
+            async with asyncio.timeout(self._parts.policy.answer_s):
+                response = await one.act(request, body)
+        except ClientDisconnect as gone:
+            return self._failure(call, HTTPException(408, f"gone: {gone}"), close=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
+            return self._failure(call, error, close=not read_all)
+        admission.answered(call)
+        return response
+
+    async def _body(self, call: Call, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise HTTPException(415, f"the Content-Type is {kind[:100]!r}, expected {JSON}")
+        limit = self._parts.policy.max_body_bytes
+        announced = request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > limit:
+            raise Rejected(Reason.TOO_LARGE, f"a body of {announced} bytes, at most {limit}")
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._parts.policy.body_s):
+                async for chunk in request.stream():
+                    self._parts.admission.hold(call, len(chunk))
+                    if call.size_bytes > limit:
+                        raise Rejected(Reason.TOO_LARGE, f"a body of more than {limit} bytes")
+                    chunks.append(chunk)
+        except TimeoutError as error:
+            raise HTTPException(408, "the body did not come in time") from error
+        return b"".join(chunks)
+
+    def _failure(
+        self,
+        call: Call,
+        error: Exception,
+        *,
+        close: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> Response:
+        """The answer to a call that failed. `close`: what is left of its body is not waited for."""
+        told = self._parts.admission.refused(call, error, _in_http(error))
+        given = dict(headers or {})
+        if close:
+            given["Connection"] = "close"
+        if told.status == 401:
+            given["WWW-Authenticate"] = "Bearer"
+        if told.retry_after_s is not None:
+            given["Retry-After"] = str(max(1, round(told.retry_after_s + 0.5)))
+        return _json(FailureAnswer(error=told.message, reason=told.reason), told.status, given)
+
+    # --- the routes
+
+    async def _recommend(self, _: Request, body: bytes) -> Response:
+        asked: RecommendBody = await _read(RecommendBody, body)
+        answer = await self._api.recommend(asked.request())
+        titles = self._parts.titles.of(i.item_id for i in answer.items) if asked.titles else None
+        return _json(recommend_answer(answer, titles))
+
+    async def _event(self, _: Request, body: bytes) -> Response:
+        given: EventBody = await _read(EventBody, body)
+        event = given.event(self._parts.clock.now_ms())
+        place = await self._api.publish(event)
+        return _json(
+            EventAnswer(event_id=event.event_id, partition=place.partition, offset=place.offset)
+        )
+
+    async def _predict(self, request: Request, body: bytes) -> Response:
+        asked: PredictBody = await _read(PredictBody, body)
+        rows, columns = asked.instances, asked.inputs
+        by_rows = not isinstance(rows, msgspec.UnsetType)
+        if by_rows == (columns is not msgspec.UNSET):
+            detail = "give either instances (rows) or inputs (columns)"
+            raise Rejected(Reason.MISSING_FIELD, detail)
+        choice = _choice(request)
+        _, model = self._api.model(choice)
+        signature = signature_of(model.signatures, asked.signature_name)
+        inputs = await _aside(
+            len(body),
+            lambda: (
+                rest_tensors.from_columns(columns, signature)
+                if isinstance(rows, msgspec.UnsetType)
+                else rest_tensors.from_rows(rows, signature)
+            ),
+        )
+        found = await self._api.predict(choice, asked.signature_name, inputs)
+        write = rest_tensors.to_rows if by_rows else rest_tensors.to_columns
+        size = sum(array.nbytes for array in found.outputs.values())
+        return Response(await _aside(size, lambda: write(found.outputs)), media_type=JSON)
+
+    async def _status(self, request: Request, _: bytes) -> Response:
+        fine = StatusAnswer(error_code="OK", error_message="")
+        versions = [
+            VersionAnswer(
+                version=str(one.version),
+                state="AVAILABLE" if one.loaded else "LOADING",
+                status=fine,
+                labels=list(one.labels),
+            )
+            for one in self._api.statuses(_choice(request))
+        ]
+        return _json(ModelAnswer(model_version_status=versions))
+
+    async def _metadata(self, request: Request, _: bytes) -> Response:
+        found = self._api.metadata(_choice(request))
+        signatures = {name: _signature(one) for name, one in found.signatures.items()}
+        spec = {"name": found.name, "signature_name": "", "version": str(found.version)}
+        signature_def = {"signature_def": {"signature_def": signatures}}
+        return _json({"model_spec": spec, "metadata": signature_def})
+
+    async def _healthz(self, _: Request, __: bytes) -> Response:
+        return _json(ProbeAnswer(status="ok"))
+
+    async def _readyz(self, _: Request, __: bytes) -> Response:
+        ready = self._api.ready()
+        status = "ready" if ready else "no model serves yet"
+        return _json(ProbeAnswer(status=status), 200 if ready else 503)
+
+    async def _openapi(self, _: Request, __: bytes) -> Response:
+        return Response(self._parts.description, media_type=JSON)
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, JSON)
+
+
+async def _read(kind: type[msgspec.Struct], body: bytes) -> Any:
+    return await _aside(len(body), lambda: read(kind, body))
+
+
+async def _aside(size_bytes: int, work: Callable[[], Any]) -> Any:
+    """Work in proportion to a size: where that is large, in a thread."""
+    return work() if size_bytes < THREAD_BYTES else await asyncio.to_thread(work)
+
+
+def _in_http(error: Exception) -> Outcome | None:
+    """What HTTP itself says; None: the error is not of HTTP."""
+    if not isinstance(error, HTTPException):
+        return None
+    return Outcome(
+        reason=_REASONS.get(error.status_code, "http"),
+        status=error.status_code,
+        code="INVALID_ARGUMENT",
+        message=error.detail,
+    )
+
+
+def _choice(request: Request) -> ModelChoice:
+    given = request.path_params
+    return ModelChoice(name=given["name"], version=given.get("version"), label=given.get("label"))
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _signature(signature: Signature) -> dict[str, Any]:
+    """As TensorFlow Serving writes a SignatureDef."""
+    return {
+        "inputs": {name: _tensor_info(spec) for name, spec in signature.inputs.items()},
+        "outputs": {name: _tensor_info(spec) for name, spec in signature.outputs.items()},
+        "method_name": PREDICT,
+        "defaults": {},
+    }
+
+
+def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
+    sizes = [{"size": str(-1 if size is None else size), "name": ""} for size in spec.shape]
+    shape = {"dim": sizes, "unknown_rank": False}
+    return {"dtype": _TF_NAMES[spec.dtype], "tensor_shape": shape, "name": ""}

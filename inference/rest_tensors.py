@@ -1,0 +1,125 @@
+"""TensorFlow Serving's JSON for tensors: rows (`instances`) and columns (`inputs`), both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from features.declare import Array
+from inference.tensors import Signature, TensorSpec
+from schemas.errors import Reason, Rejected
+
+
+def from_columns(inputs: Any, signature: Signature) -> dict[str, Array]:
+    """
+    Arrays from a whole tensor by input; a bare tensor where the signature has one input.
+
+    Raises:
+        Rejected: a value is no tensor of its input's type.
+    """
+    if not isinstance(inputs, Mapping):
+        inputs = {_only_input(signature, "inputs"): inputs}
+    return {name: _array(name, value, signature.inputs.get(name)) for name, value in inputs.items()}
+
+
+def from_rows(instances: Sequence[Any], signature: Signature) -> dict[str, Array]:
+    """
+    Arrays from one object a row; from a bare value a row where the signature has one input.
+
+    An input that comes once a candidate takes a list in each row. An input that is one value for
+    the whole call takes that value in every row.
+
+    Raises:
+        Rejected: the rows differ in their inputs, or a value is no tensor of its input's type.
+    """
+    if not instances:
+        raise Rejected(Reason.MISSING_FIELD, "instances is empty: it holds an object for each row")
+    if not all(isinstance(row, Mapping) for row in instances):
+        only = _only_input(signature, "instances")
+        instances = [{only: row} for row in instances]
+    names = instances[0].keys()
+    for at, row in enumerate(instances):
+        if row.keys() != names:
+            detail = f"instances[{at}] has other inputs than instances[0]: {sorted(row)[:20]}"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
+    return {
+        name: _stacked(name, [row[name] for row in instances], signature.inputs.get(name))
+        for name in names
+    }
+
+
+def to_columns(outputs: Mapping[str, Array]) -> bytes:
+    """
+    The answer to columns.
+
+    >>> to_columns({"scores": np.array([[1.0, 0.5]], np.float32)})
+    b'{"outputs": [[1.0, 0.5]]}'
+    """
+    plain = {name: array.tolist() for name, array in outputs.items()}
+    return _encoded("outputs", plain if len(plain) > 1 else next(iter(plain.values())))
+
+
+def to_rows(outputs: Mapping[str, Array]) -> bytes:
+    """
+    The answer to rows.
+
+    >>> to_rows({"a": np.array([1, 2]), "b": np.array([3, 4])})
+    b'{"predictions": [{"a": 1, "b": 3}, {"a": 2, "b": 4}]}'
+    """
+    plain = {name: array.tolist() for name, array in outputs.items()}
+    if len(plain) == 1:
+        return _encoded("predictions", next(iter(plain.values())))
+    rows = [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
+    return _encoded("predictions", rows)
+
+
+def _encoded(name: str, value: Any) -> bytes:
+    """As TensorFlow Serving writes it: scores of places left empty are -Infinity."""
+    return json.dumps({name: value}).encode()
+
+
+def _only_input(signature: Signature, field: str) -> str:
+    if len(signature.inputs) != 1:
+        known = ", ".join(sorted(signature.inputs))
+        detail = f"{field}: the signature has several inputs, name them: {known}"
+        raise Rejected(Reason.MISSING_FIELD, detail)
+    return next(iter(signature.inputs))
+
+
+def _stacked(name: str, rows: Sequence[Any], spec: TensorSpec | None) -> Array:
+    """One input's values of all rows as the model takes them."""
+    if spec is None or spec.lead == "rows":
+        return _array(name, rows, spec)
+    if spec.lead == "none":
+        if any(value != rows[0] for value in rows):
+            detail = f"input {name!r} is one value for the whole call, the rows give several"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
+        return _array(name, rows[0], spec)
+    array = _array(name, rows, spec)
+    if array.ndim != len(spec.shape) + 1:
+        detail = f"input {name!r} takes a list in each row, one value a candidate"
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _array(name: str, value: Any, spec: TensorSpec | None) -> Array:
+    """The tensor; of an input that the signature does not have, of whatever type it is."""
+    try:
+        array = np.array(value)
+    except ValueError as error:
+        detail = f"input {name[:100]!r} is no tensor: its lists differ in length"
+        raise Rejected(Reason.OUT_OF_RANGE, detail) from error
+    wanted = np.dtype(spec.dtype if spec else array.dtype)
+    if array.dtype.kind not in ("iuf" if wanted.kind == "f" else "iu") and array.size:
+        detail = f"input {name[:100]!r} holds values that are not {wanted.name}"
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
+    if wanted.kind == "i" and array.size:
+        bounds = np.iinfo(wanted)
+        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+            detail = f"input {name[:100]!r} holds values beyond {wanted.name}"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused by its name
+        return array.astype(wanted)

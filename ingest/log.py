@@ -128,11 +128,13 @@ class GroupSource(Protocol):
         """What `TransactionalProducer.commit` needs to fence members of an older generation."""
 
     def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        """Store offsets for the group, outside of any transaction. May run beside `poll`.
+        """
+        Store offsets for the group, outside of any transaction and without waiting. May run
+        beside `poll`; stored at the latest when `close` returns.
 
         Raises:
-            PositionMoved: the group has dealt anew; whoever holds the partitions goes on.
-            Retryable: the group did not answer.
+            PositionMoved, Retryable: an earlier call failed. Somebody else may hold the partitions;
+                what was not stored is read again.
         """
 
     def close(self) -> None:

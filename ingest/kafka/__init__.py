@@ -6,7 +6,8 @@ time-out, and what librdkafka logs goes to structlog.
 """
 
 from ingest.kafka.admin import KafkaAdmin, KafkaLog
-from ingest.kafka.consumer import GATHERED, KafkaGroupSource, KafkaSource
+from ingest.kafka.consumer import GATHERED, KafkaSource
+from ingest.kafka.group_source import KafkaGroupSource
 from ingest.kafka.groups import KafkaGroups
 from ingest.kafka.producer import KafkaProducer, KafkaTransactionalProducer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import NoneType
@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.batches import Columns, empty, groups, part
-from ingest.clock import Clock, SystemClock
 from ingest.kafka.client import (
     Options,
     client_settings,
     library_partitions,
     mapped,
     mapping,
-    settled,
 )
 from ingest.log import Headers, RecordBatch, TopicPartition
 from schemas.errors import BrokerUnavailable, MillstreamError, Misconfigured
@@ -30,7 +28,7 @@ from schemas.errors import BrokerUnavailable, MillstreamError, Misconfigured
 _EOF = ck.KafkaError._PARTITION_EOF
 
 
-class _Reader:
+class Reader:
     """A consumer's positions, and the batches that it has cut and not yet handed out."""
 
     def __init__(self, settings: dict[str, Any], timeout_s: float) -> None:
@@ -253,7 +251,7 @@ class KafkaSource:
     ) -> None:
         settings = client_settings(bootstrap_servers, timeout_s)
         settings |= consumer_settings(read_committed) | {"group.id": group_id, **(options or {})}
-        self._reader = _Reader(settings, timeout_s)
+        self._reader = Reader(settings, timeout_s)
         self._closed = False
 
     def assign(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -274,113 +272,3 @@ class KafkaSource:
         if not self._closed:
             self._closed = True
             self._reader.close()
-
-
-class KafkaGroupSource:
-    """
-    `GroupSource`: reads on from the group's offsets, or from the log's start where it has none.
-
-    With `instance_id` (static membership) a member that restarts within the session time-out gets
-    its partitions back without a rebalance.
-    """
-
-    def __init__(
-        self,
-        bootstrap_servers: str,
-        group_id: str,
-        *,
-        timeout_s: float = 10.0,
-        instance_id: str | None = None,
-        session_timeout_s: float = 10.0,
-        clock: Clock | None = None,
-        options: Options | None = None,
-    ) -> None:
-        settings = client_settings(bootstrap_servers, timeout_s) | consumer_settings(True)
-        settings |= {
-            "group.id": group_id,
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": int(session_timeout_s * 1000),
-            "heartbeat.interval.ms": max(100, int(session_timeout_s * 1000 / 5)),
-        }
-        if instance_id is not None:
-            settings["group.instance.id"] = instance_id
-        self._timeout_s = timeout_s
-        self._group_id = group_id
-        self._clock = clock or SystemClock()
-        self._broken: MillstreamError | None = None
-        self._closed = False
-        self._reader = _Reader(settings | dict(options or {}), timeout_s)
-
-    def subscribe(
-        self,
-        topics: Sequence[str],
-        on_assigned: Callable[[Sequence[TopicPartition]], None],
-        on_revoked: Callable[[Sequence[TopicPartition]], None],
-    ) -> None:
-        def assigned(consumer: ck.Consumer, found: list[ck.TopicPartition]) -> None:
-            if self._closed:  # a rebalance met us on the way out: no answer would come
-                return
-            partitions = [TopicPartition(p.topic, p.partition) for p in found]
-            try:
-                positions = self._resume_at(partitions)
-            except MillstreamError as error:
-                # The library gives no second chance: this member has to be opened anew.
-                self._broken = error
-                raise
-            self._reader.place(positions)
-            consumer.incremental_assign(library_partitions(positions))
-            on_assigned(partitions)
-
-        def revoked(consumer: ck.Consumer, lost: list[ck.TopicPartition]) -> None:
-            partitions = [TopicPartition(p.topic, p.partition) for p in lost]
-            self._reader.drop(partitions)
-            on_revoked(partitions)  # still ours: what was read of them may be committed
-            consumer.incremental_unassign(lost)
-
-        with mapping("subscribe"):
-            self._reader.consumer.subscribe(list(topics), on_assign=assigned, on_revoke=revoked)
-
-    def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
-        if self._broken is not None:
-            raise self._broken
-        return self._reader.poll(max_records, timeout_s)
-
-    def group_metadata(self) -> object:
-        with mapping("group metadata"):
-            return self._reader.consumer.consumer_group_metadata()
-
-    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        with mapping(f"commit for group {self._group_id}"):
-            stored = self._reader.consumer.commit(
-                offsets=library_partitions(positions), asynchronous=False
-            )
-        for one in stored or ():
-            if one.error is not None:
-                raise mapped(one.error, f"commit {one.topic}[{one.partition}]")
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._reader.close()
-
-    def _resume_at(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        asked = [ck.TopicPartition(*tp) for tp in partitions]
-        positions = {}
-        with mapping(f"ask for the offsets of group {self._group_id}"):
-            committed = self._reader.consumer.committed(asked, self._timeout_s)
-        for found in committed:
-            if found.error is not None:
-                raise mapped(found.error, f"offset of {found.topic}[{found.partition}]")
-            at = found.offset if found.offset >= 0 else self._first_offset(found)
-            positions[TopicPartition(found.topic, found.partition)] = at
-        return positions
-
-    def _first_offset(self, partition: ck.TopicPartition) -> int:
-        """Where the log of a partition starts that the group has not read yet."""
-
-        def ask() -> int:
-            with mapping(f"ask where {partition.topic}[{partition.partition}] starts"):
-                first, _ = self._reader.consumer.get_watermark_offsets(partition, self._timeout_s)
-            return int(first)
-
-        return settled(ask, self._clock, self._timeout_s)

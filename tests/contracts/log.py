@@ -543,8 +543,8 @@ class GroupContract:
         member.subscribe([topic], lambda _: None, lambda _: None)
         assert values(read_to(member, 3)) == [b"a", b"b", b"c"]
         member.commit({TopicPartition(topic, 0): 2})
-        assert world.groups().offsets(group, topic) == {0: 2}
         member.close()
+        assert world.groups().offsets(group, topic) == {0: 2}
         heir = world.group(group)
         heir.subscribe([topic], lambda _: None, lambda _: None)
         assert values(read_to(heir, 3)) == [b"c"]

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import structlog
 
+from deploy.ports import reserve
 from inference.api import ApiPolicy
 from inference.batcher import BatchPolicy
 from inference.listen import HttpOptions
+from inference.quota import Quotas, parsed
 from inference.rest import RestPolicy
+from ingest.clock import SystemClock
 from schemas.codec import Decoder
 from schemas.errors import Misconfigured
 from schemas.events import EventType, Recommendation, UserEvent
@@ -238,7 +241,9 @@ def test_what_is_not_json_is_refused(rest, body):
     ("path", "told"),
     [
         ("/v1/models/m/versions/7", "no version 7: in memory are 1"),
-        ("/v1/models/m/versions/99999999999999999999", "no version 99999999999999999999"),
+        ("/v1/models/m/versions/999999999999999999", "no version 999999999999999999: in"),
+        ("/v1/models/m/versions/" + "9" * 5000, "versions are numbers"),
+        ("/v1/models/m/versions/latest", "versions are numbers"),
         ("/v1/models/m/labels/canary", "no version with label 'canary': labels are stable"),
         ("/v1/models/other", "no model 'other': 'm' serves"),
     ],
@@ -442,6 +447,18 @@ def test_who_may_not_is_told_why_and_written_down_by_hash(guarded, claims, statu
     assert entry["reason"] in ("unauthenticated", "forbidden")
     assert "nosy-client" not in str(entry)
     assert "secret-user" not in str(entry)
+
+
+def test_guessing_tokens_has_a_quota(model, tmp_path):
+    with reserve(1) as nowhere:  # no store: the process counts
+        url = f"redis://127.0.0.1:{nowhere.numbers[0]}/0"
+        issuer, clock = Issuer(tmp_path), SystemClock()
+        quotas = Quotas(parsed("3/hour"), url, clock, prefix="guess-")
+        with served(model, Setup(rules=issuer.rules(), quotas=quotas)) as rest:
+            wrong = [rest.post("/v1/recommend", {}, Authorization="Bearer x") for _ in range(5)]
+            assert [answer.status for answer in wrong] == [401] * 3 + [429] * 2
+            right = rest.post("/v1/recommend", {"user_id": "a"}, Authorization=issuer.bearer())
+            assert right.status == 200
 
 
 def test_probes_and_the_description_need_no_token(guarded):

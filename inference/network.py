@@ -126,10 +126,10 @@ class Network:
         serving = asyncio.create_task(http.serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
         http.stop()
         await serving
-        if not stopping.done():
-            stopping.cancel()
+        if not self._stop.is_set():
             raise ProcessFailed("the HTTP server ended by itself")
 
     def _http(self) -> HttpServer | None:

@@ -177,6 +177,8 @@ class _Rest:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:
             raise HTTPException(415, f"the Content-Type is {kind[:100]!r}, expected {JSON}")
+        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+            raise HTTPException(415, f"the Content-Encoding is {packed[:100]!r}, expected none")
         limit = self._parts.policy.max_body_bytes
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:

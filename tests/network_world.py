@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,6 +129,7 @@ class Setup:
     rules: TokenRules | None = None
     quotas: Quotas | None = None
     max_waiting_bytes: int = 64 << 20
+    ended: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         NetworkParts(api=api, admission=admission, titles=titles, model_name=MODEL),
         NetworkOptions(http=setup.http, rest=setup.rest, grpc=setup.grpc),
         world.clock,
-        ended=lambda: None,
+        ended=setup.ended,
     )
     try:
         yield Served(world=world, log=log, api=api, network=network, registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -15,12 +16,13 @@ import structlog
 from deploy.ports import reserve
 from inference.api import ApiPolicy
 from inference.batcher import BatchPolicy
+from inference.http import HttpServer
 from inference.listen import HttpOptions
 from inference.quota import Quotas, parsed
 from inference.rest import RestPolicy
 from ingest.clock import SystemClock
 from schemas.codec import Decoder
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, ProcessFailed
 from schemas.events import EventType, Recommendation, UserEvent
 from tests.network_world import (
     HASHES,
@@ -338,6 +340,11 @@ def test_another_content_type_is_refused(rest, kind):
     assert (answer.status, answer.json["reason"]) == (415, "content-type")
 
 
+def test_a_packed_body_is_refused(rest):
+    answer = rest.call("POST", "/v1/recommend", b"\x1f\x8b", Content_Encoding="gzip")
+    assert (answer.status, "Content-Encoding" in answer.json["error"]) == (415, True)
+
+
 def test_a_body_over_the_limit_is_refused_before_it_is_read(rest):
     with socket.create_connection(("127.0.0.1", rest.network.http_port), 20) as raw:
         raw.sendall(head(content_length=10**9))
@@ -516,6 +523,46 @@ def test_a_taken_port_is_told_at_start(rest):
     taken = Setup(http=HttpOptions(port=rest.network.http_port))
     with pytest.raises(Misconfigured, match="cannot serve HTTP on"), served(None, taken):
         pass
+
+
+def test_calls_under_way_are_answered_when_the_server_stops(model, eventually):
+    with served(model) as rest, ThreadPoolExecutor(2) as pool:
+        reading, go = threading.Event(), threading.Event()
+        before_reading(rest, lambda: (reading.set(), go.wait(20)))
+        call = pool.submit(rest.post, "/v1/recommend", {"user_id": "ann"})
+        assert reading.wait(20)
+        closing = pool.submit(rest.network.close)
+        eventually(lambda: is_closed(rest.network.http_port))
+        go.set()
+        assert call.result(20).status == 200
+        closing.result(20)
+
+
+def is_closed(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_server_that_ends_by_itself_is_told(model, monkeypatch, eventually):
+    go, ended = threading.Event(), threading.Event()
+
+    async def broken(self) -> None:
+        await asyncio.to_thread(go.wait, 20)
+        self._socket.close()
+        raise OSError("no more files")
+
+    monkeypatch.setattr(HttpServer, "serve", broken)
+
+    def serving() -> None:
+        with served(model, Setup(ended=ended.set)):
+            go.set()
+            assert ended.wait(20)
+
+    with pytest.raises(ProcessFailed, match="no more files"):
+        serving()
 
 
 def test_numbers_of_calls_are_counted_by_route_and_code(rest):

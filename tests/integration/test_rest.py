@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,7 +18,7 @@ from deploy.ports import reserve
 from inference.api import ApiPolicy
 from inference.batcher import BatchPolicy
 from inference.http import HttpServer
-from inference.listen import HttpOptions
+from inference.listen import HttpOptions, Tls
 from inference.quota import Quotas, parsed
 from inference.rest import RestPolicy
 from ingest.clock import SystemClock
@@ -35,6 +36,7 @@ from tests.network_world import (
 )
 from tests.serving import ITEMS, place
 from tests.serving import model as constant_model
+from tests.tls_proxy import Authority
 from tests.tokens import Issuer
 
 pytestmark = pytest.mark.tf
@@ -395,6 +397,28 @@ def test_a_slow_client_loses_its_connection_and_others_go_on(rest, eventually):
     assert rest.refused("large-header") == 1
     assert rest.refused("slow-body") == 1
     goes_on(rest)
+
+
+def test_a_client_that_never_ends_its_handshake_loses_its_connection(model, tmp_path):
+    authority = Authority(tmp_path, "authority")
+    identity = authority.issue("serve")
+    tls = Tls(cert_file=identity.certificate, key_file=identity.key)
+    with served(model, Setup(http=HttpOptions(tls=tls, header_s=0.3))) as rest:
+        with socket.create_connection(("127.0.0.1", rest.network.http_port), 20) as raw:
+            assert raw.recv(100) == b""
+        rest.tls = ssl.create_default_context(cafile=str(authority.file))
+        goes_on(rest)
+
+
+def test_a_certificate_that_does_not_load_is_told_at_start(tmp_path):
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("no PEM")
+    tls = Tls(cert_file=tmp_path / "cert", key_file=tmp_path / "key")
+    with (
+        pytest.raises(Misconfigured, match="cannot serve HTTP on"),
+        served(None, Setup(http=HttpOptions(tls=tls))),
+    ):
+        pass
 
 
 def test_one_connection_can_make_many_calls(rest):

@@ -5,6 +5,7 @@ signatures, events, and what serves. Checks come first, work goes through bounde
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,6 +99,7 @@ class ApiParts:
     live: Live
     publisher: EventPublisher
     recorder: AnswerRecorder
+    started: threading.Event  # items are read, and the released model is there, or is refused
 
 
 class Api:
@@ -169,7 +171,11 @@ class Api:
         return await self._parts.publisher.publish(event)
 
     def ready(self) -> bool:
-        """Whether a model serves."""
+        """Whether callers should come: from then on they get the best answers there are."""
+        return self._parts.started.is_set()
+
+    def has_model(self) -> bool:
+        """Whether a model is in memory; without one, recommendations are popular items."""
         return bool(self._parts.live.deployment.models)
 
     def statuses(self, choice: ModelChoice) -> list[VersionStatus]:

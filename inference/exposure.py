@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ class Exposed:
     service: Service
     live: Live
     titles: Titles
+    started: threading.Event
     clock: Clock
     metrics: Metrics
 
@@ -182,6 +184,7 @@ def _api(what: Exposed, stack: ExitStack) -> Api:
         live=what.live,
         publisher=publisher,
         recorder=recorder,
+        started=what.started,
     )
     return Api(parts, clock, metrics, ApiPolicy())
 

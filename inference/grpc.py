@@ -111,7 +111,7 @@ class GrpcServer:
         )
         await self._health.set("", serving)
         while True:
-            status = serving if self._api.ready() else absent
+            status = serving if self._api.has_model() else absent
             for name in (_PREDICTION.full_name, _MODEL.full_name):
                 await self._health.set(name, status)
             await asyncio.sleep(LOOK_S)

@@ -278,7 +278,7 @@ class _Rest:
 
     async def _readyz(self, _: Request, __: bytes) -> Response:
         ready = self._api.ready()
-        status = "ready" if ready else "no model serves yet"
+        status = "ready" if ready else "starting"
         return _json(ProbeAnswer(status=status), 200 if ready else 503)
 
     async def _openapi(self, _: Request, __: bytes) -> Response:

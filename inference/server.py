@@ -120,6 +120,7 @@ class Server:
         self._releases = self._release_feed()
         self._reloader = self._follow_releases()
         self._service = self._made_service()
+        self._started = threading.Event()
         self._ports = f"metrics on port {self._port}"
 
     def expose(self, stop: threading.Event) -> None:
@@ -139,6 +140,7 @@ class Server:
             service=self._made_service(),
             live=self._live,
             titles=self._titles or Titles(),
+            started=self._started,
             clock=self._clock,
             metrics=self._metrics,
         )
@@ -152,8 +154,9 @@ class Server:
         while not stop.is_set() and not (self._feed.ready.is_set() and self._reloader.settled()):
             if self._clock.monotonic_s() > end_s:
                 log.warning("serve.not_ready", items=self._feed.ready.is_set())
-                return
+                break
             self._clock.sleep(0.02)
+        self._started.set()
 
     def serve(self, stop: threading.Event) -> None:
         """Live after live of the pipeline, until told to stop."""

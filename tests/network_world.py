@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class Setup:
     rules: TokenRules | None = None
     quotas: Quotas | None = None
     max_waiting_bytes: int = 64 << 20
+    started: threading.Event = field(default_factory=threading.Event)
     ended: Callable[[], None] = lambda: None
 
 
@@ -157,6 +159,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         live=world.live,
         publisher=publisher,
         recorder=recorder,
+        started=setup.started,
     )
     api = Api(parts, world.clock, world.metrics, setup.policy)
     titles = Titles()

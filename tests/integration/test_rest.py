@@ -137,12 +137,10 @@ def test_a_request_that_is_not_served_is_told_what_was_expected(rest, body, told
     goes_on(rest)
 
 
-def test_without_a_model_users_get_popular_items_and_the_probe_says_so():
+def test_without_a_model_users_get_popular_items():
     with served(None) as rest:
         found = rest.post("/v1/recommend", {"user_id": "ann"}).json
         assert (found["status"], found["fallback_reason"]) == ("FALLBACK", "no-model")
-        assert rest.call("GET", "/healthz").status == 200
-        assert rest.call("GET", "/readyz").status == 503
         assert rest.post(PREDICT, {"inputs": {}}).status == 404
 
 
@@ -492,10 +490,19 @@ def test_guessing_tokens_has_a_quota(model, tmp_path):
             assert right.status == 200
 
 
+def test_callers_are_sent_here_once_items_and_model_are_read():
+    setup = Setup()
+    with served(None, setup) as rest:
+        assert rest.call("GET", "/healthz").status == 200
+        assert rest.call("GET", "/readyz").status == 503
+        setup.started.set()
+        assert rest.call("GET", "/readyz").status == 200
+
+
 def test_probes_and_the_description_need_no_token(guarded):
     rest, _ = guarded
     for path in ("/healthz", "/readyz", "/openapi.json"):
-        assert rest.call("GET", path).status == 200
+        assert rest.call("GET", path).status in (200, 503)
     assert rest.call("GET", "/v1/models/m").status == 401
 
 

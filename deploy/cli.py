@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import structlog
 import typer
 
-from deploy import own_version
+from deploy import migrate_cli, own_version
+from features.cli import features_app
 from features.runner import JobServer, Runner, serve_with
 from ingest.repartition_cli import rebuild_rows_with
 from ingest.replay_cli import watch_folds_with
@@ -245,6 +246,7 @@ def build() -> typer.Typer:
     for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).register(app)
+    migrate_cli.register(features_app)  # it needs to know the releases, which features does not
     watch_folds_with(_fold_watch)
     rebuild_rows_with(_stored_rows)
     serve_with(Runner.PRISM, _prism)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
+from schemas.errors import Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,54 @@ def named(
             view = matrix[:, part]
             found[name] = view[:, 0] if view.shape[1] == 1 else view
     return found
+
+
+class Narrowing:
+    """
+    The part of one set's packed features that a model of another set takes.
+
+    So that a version can be asked about what was kept for its successor's set.
+    """
+
+    def __init__(self, source: FeatureSet, target: FeatureSet) -> None:
+        """
+        Raises:
+            Refused: the target has a feature that the source lacks, or declares otherwise.
+        """
+        known = set(source.features)
+        lacking = [f.name for f in target.features if f not in known]
+        if lacking:
+            raise Refused(
+                f"features of set {source.fingerprint} do not hold what a model of "
+                f"{target.fingerprint} takes: {', '.join(lacking)}"
+            )
+        self._columns = {
+            (level, dtype): _columns_of(source, target, level, dtype)
+            for level in Level
+            for dtype in ("int64", "float32")
+        }
+
+    def users(self, features: UserFeatures) -> UserFeatures:
+        """[n] the target's user features."""
+        return UserFeatures(
+            longs=features.longs[:, self._columns[Level.USER, "int64"]],
+            floats=features.floats[:, self._columns[Level.USER, "float32"]],
+        )
+
+    def items(self, features: ItemFeatures) -> ItemFeatures:
+        """[m] the target's item features."""
+        return ItemFeatures(
+            longs=features.longs[:, self._columns[Level.ITEM, "int64"]],
+            floats=features.floats[:, self._columns[Level.ITEM, "float32"]],
+        )
+
+
+def _columns_of(
+    source: FeatureSet, target: FeatureSet, level: Level, dtype: str
+) -> NDArray[np.int64]:
+    places = source.slices(level, dtype)
+    found = [np.r_[places[f.name]] for f in target.of(level, dtype)]
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _packed(

@@ -257,9 +257,9 @@ def _folded(
     counts = Counts()
     with closing(split):
         split.open()
-        while (batch := split.poll(0.0)) is not None:
-            counts += split.handle(batch)
-            tell(len(batch))
+        while batches := split.poll(0.0):
+            counts += split.handle(batches)
+            tell(sum(map(len, batches)))
     return counts
 
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from features import item_features as item
 from features import user_features as user
-from features.declare import DAY_MS, Drift, Feature, FeatureSet, Level
+from features.declare import DAY_MS, Drift, Feature, FeatureSet, Level, declared_set
 from features.item_features import TARGETS
 from features.user_features import ATTRIBUTES, DAY, MONTH, POLICY, WEEK, WINDOWS
 from schemas.events import EventType
 
-__all__ = ["CATALOG", "TARGETS", "describe"]
+__all__ = ["CATALOG", "RETIRED", "TARGETS", "describe", "feature_set"]
 
 COUNTED: Final = (
     EventType.IMPRESSION,
@@ -203,3 +203,17 @@ _ITEM: Final = (
 )
 
 CATALOG: Final = FeatureSet((*_SEQUENCES, *_USER, *_ITEM), row=POLICY)
+
+# What no new model takes, computed for those that still do: an entry that leaves the catalog, or
+# whose computation changes, stays here until no live or previous version needs it.
+RETIRED: Final[tuple[Feature, ...]] = ()
+
+
+def feature_set(declaration: str) -> FeatureSet:
+    """
+    The set of a declaration, computed by the catalog's entries and the retired ones.
+
+    Raises:
+        Refused: an entry is not known in the form that is declared.
+    """
+    return declared_set(declaration, (*CATALOG.features, *RETIRED))

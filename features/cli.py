@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features import audit_cli
+from features.rebuild_cli import SetName
 from features.runner import JobServer, Runner, RunPlan
 from ingest.terminal import Json, err, out, print_json, print_table
 
@@ -48,6 +49,7 @@ def run(  # noqa: PLR0917 - as many parameters as options
         bool, typer.Option("--from-earliest", help="Begin although the log's head is gone.")
     ] = False,
     publish: Annotated[bool, typer.Option(help="Send item partials to item-features.")] = True,
+    feature_set: SetName = None,
     beam_options: Annotated[
         list[str] | None, typer.Argument(help="After `--`: Beam's own options.")
     ] = None,
@@ -57,6 +59,7 @@ def run(  # noqa: PLR0917 - as many parameters as options
 
     Example: `millstream features run --runner flink --parallelism 2`
     """
+    from features.feature_sets import chosen_set  # noqa: PLC0415
     from features.run import RunOptions, run_job  # noqa: PLC0415
 
     server = (
@@ -76,6 +79,7 @@ def run(  # noqa: PLR0917 - as many parameters as options
         metrics_port=metrics_port,
         from_earliest=from_earliest,
         publish=publish,
+        features=chosen_set(context.obj, feature_set),
     )
     run_job(context.obj, options, lambda text: err.print(f"ready: {text}", highlight=False))
 

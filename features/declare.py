@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -196,12 +196,49 @@ def declared(features: FeatureSet) -> str:
     lack: see `missing`.
     """
     declaration = {
-        "features": [
-            {name: getattr(f, name) for name in _DECLARED_OF_FEATURE} for f in features.features
-        ],
+        "features": [_described(f) for f in features.features],
         "row": {name: getattr(features.row, name) for name in RowPolicy.__slots__},
     }
     return json.dumps(declaration, sort_keys=True, separators=(",", ":"))
+
+
+def declared_set(declaration: str, known: Iterable[Feature]) -> FeatureSet:
+    """
+    The feature set of a declaration, computed by what is `known` here.
+
+    Raises:
+        Refused: no such set, or not all of its features are known in the form that it declares;
+            every difference is named.
+    """
+    theirs = _parsed(declaration)
+    computed = {(f.name, f.revision): f for f in known}
+    problems: list[str] = []
+    found: list[Feature] = []
+    for other in theirs["features"]:
+        mine = computed.get((other["name"], other.get("revision")))
+        if mine is None:
+            problems.append(f"{other['name']} (revision {other.get('revision')}) is not known here")
+            continue
+        found.append(mine)
+        problems += [f"{mine.name}: {line}" for line in _differences(_described(mine), other)]
+    policy, lines = _policy(theirs["row"])
+    if problems + lines:
+        raise Refused(f"a feature set that cannot be computed here: {'; '.join(problems + lines)}")
+    return FeatureSet(tuple(found), row=policy)
+
+
+def _policy(row: dict[str, Any]) -> tuple[RowPolicy, list[str]]:
+    """The row's policy of a declaration, and what keeps it from being one."""
+    unknown = [f"row: {name} is not known here" for name in row.keys() - {*RowPolicy.__slots__}]
+    given = {name: value for name, value in row.items() if name in RowPolicy.__slots__}
+    try:
+        types = tuple(EventType(value) for value in given.pop("history_types", ()))
+        attributes = tuple(given.pop("attributes", ()))
+        policy = RowPolicy(**given, history_types=types, attributes=attributes)
+    except (TypeError, ValueError) as error:
+        return RowPolicy(), [*unknown, f"row: {error}"]
+    ours = json.loads(declared(FeatureSet((), row=policy)))["row"]
+    return policy, [*unknown, *_row_differences(ours, row)]
 
 
 def missing(features: FeatureSet, declaration: str) -> tuple[str, ...]:
@@ -227,6 +264,10 @@ def missing(features: FeatureSet, declaration: str) -> tuple[str, ...]:
 
 
 _DECLARED_OF_FEATURE: Final = ("name", "level", "dtype", "length", "default", "drift", "revision")
+
+
+def _described(feature: Feature) -> dict[str, Any]:
+    return {name: getattr(feature, name) for name in _DECLARED_OF_FEATURE}
 
 
 def _parsed(declaration: str) -> dict[str, Any]:

@@ -71,36 +71,11 @@ _PROFILE_FIELDS = ("profile_event", "profile_name", "profile_value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoldCounts:
-    """How many events met which fate; the first four add up to the batch."""
-
-    accepted: int
-    duplicate: int
-    late: int
-    erased: int
-    restarted: int  # rows that started afresh after a gap; these events are accepted too
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
-    """The rows after the events, and what became of each event, [n] in the order given."""
+    """The rows after the events, and what became of each, [n] in the order given; else: erased."""
 
     rows: Rows
     accepted: NDArray[np.bool_]  # folded into its row: these go into the items' partials too
     duplicate: NDArray[np.bool_]
     late: NDArray[np.bool_]
     restarted: NDArray[np.bool_]  # its row started afresh before it
-
-    @property
-    def counts(self) -> FoldCounts:
-        """The fates, counted."""
-        accepted, duplicate, late = (
-            int(np.count_nonzero(mask)) for mask in (self.accepted, self.duplicate, self.late)
-        )
-        return FoldCounts(
-            accepted=accepted,
-            duplicate=duplicate,
-            late=late,
-            erased=len(self.accepted) - accepted - duplicate - late,
-            restarted=int(np.count_nonzero(self.restarted)),
-        )

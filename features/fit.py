@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from features.misplaced import KeyGroups
 from features.validate import MAX_ID_BYTES, Candidates, rejections
-from ingest.log import RecordBatch
 from schemas.columns import Decoded
 from schemas.errors import Reason, Rejected
 
@@ -28,6 +27,19 @@ class EventReader(Protocol):
         """As `ColumnReader.read`."""
 
 
+class Records(Protocol):
+    """n records with their keys told apart: of one batch, or of several put together."""
+
+    @property
+    def values(self) -> Sequence[bytes | None]: ...
+
+    @property
+    def timestamps_ms(self) -> NDArray[np.int64]: ...
+
+    @property
+    def groups(self) -> KeyGroups: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """What of a batch is fit to be folded, and why the rest of what belongs here is not."""
@@ -39,22 +51,22 @@ class Fit:
 
 
 def fit(
-    batch: RecordBatch,
-    groups: KeyGroups,
+    records: Records,
     here: NDArray[np.bool_],
     reader: EventReader,
     future_ms: int,
 ) -> Fit:
     """
-    Decode and judge the records of a batch that belong `here` [n].
+    Decode and judge the records that belong `here` [n].
 
     Raises:
         RegistryUnavailable: a writer's schema is not known yet and cannot be asked for.
     """
-    refused = _bad_keys(batch, groups, here)
+    groups = records.groups
+    refused = _bad_keys(records, here)
     wanted = here.copy()
     wanted[list(refused)] = False
-    values = batch.values
+    values = records.values
     if not wanted.all():
         values = [v if ok else None for v, ok in zip(values, wanted.tolist(), strict=True)]
     decoded = reader.read(values, COLUMNS)
@@ -65,7 +77,7 @@ def fit(
         Candidates(
             frame=decoded.frame,
             users=_texts(groups.keys).gather(groups.code[decoded.index]),
-            timestamps_ms=batch.timestamps_ms[decoded.index],
+            timestamps_ms=records.timestamps_ms[decoded.index],
             future_ms=future_ms,
         )
     )
@@ -83,17 +95,16 @@ def fit(
     )
 
 
-def _bad_keys(
-    batch: RecordBatch, groups: KeyGroups, here: NDArray[np.bool_]
-) -> dict[int, Rejected]:
+def _bad_keys(records: Records, here: NDArray[np.bool_]) -> dict[int, Rejected]:
     """Null keys, and keys that can be nobody's of a record without a value, by place."""
+    groups = records.groups
     found = {
         at: Rejected(Reason.NULL_KEY, "a user-event's key is its user id")
         for at in np.flatnonzero(here & (groups.code < 0)).tolist()
     }
-    if None in batch.values:
+    if None in records.values:
         for at in np.flatnonzero(here & (groups.code >= 0)).tolist():
-            why = _odd(groups.keys[groups.code[at]]) if batch.values[at] is None else None
+            why = _odd(groups.keys[groups.code[at]]) if records.values[at] is None else None
             if why is not None:
                 found[at] = why
     return found

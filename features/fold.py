@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from features import tiles as tiling
 from features.declare import RowPolicy
-from features.event_columns import EventColumns, FoldCounts, Folded
+from features.event_columns import EventColumns, Folded
 from features.fold_exact import fold_one_by_one
 from features.hashing import hash_ids
 from features.ragged import Appended, append_newest, owners, splits_of
@@ -26,7 +26,7 @@ from features.repeats import find_repeats
 from features.rows import Rows, concat, ring_ids, take
 from features.tiles import Kept, Tiles
 
-__all__ = ["EventColumns", "FoldCounts", "Folded", "fold", "fold_one_by_one"]
+__all__ = ["EventColumns", "Folded", "fold", "fold_one_by_one"]
 
 
 class _Fates(NamedTuple):

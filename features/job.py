@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from features.catalog import CATALOG
+from features.catalog import CATALOG, feature_set
+from features.declare import FeatureSet, declared
 from features.disk import place
+from features.feature_sets import FeatureSets
 from features.hot_rows import HotRows
 from features.outlets import KafkaOutlets
 from features.past_log import PastLog, PastSource
@@ -39,19 +41,25 @@ class JobConfig:
 
     settings: Settings
     partitions: tuple[int, ...]
+    declaration: str  # of the feature set
     from_earliest: bool = False
     publish: bool = False  # send item partials to item-features
 
     @property
+    def features(self) -> FeatureSet:
+        """The set that is folded."""
+        return feature_set(self.declaration)
+
+    @property
     def name(self) -> str:
-        """Of the split in the pool: the same partitions of the same log and store."""
+        """Of the split in the pool: the same partitions of the same log, store and feature set."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def split(self, splits: int) -> list[JobConfig]:
         """
         The same job shared out.
 
-        >>> job = JobConfig(settings=Settings(), partitions=(0, 1, 2))
+        >>> job = JobConfig(settings=Settings(), partitions=(0, 1, 2), declaration="")
         >>> [part.partitions for part in job.split(2)]
         [(0, 2), (1,)]
         """
@@ -60,7 +68,11 @@ class JobConfig:
 
 
 def job_config(
-    settings: Settings, *, from_earliest: bool = False, publish: bool = False
+    settings: Settings,
+    features: FeatureSet = CATALOG,
+    *,
+    from_earliest: bool = False,
+    publish: bool = False,
 ) -> JobConfig:
     """
     The job over all partitions.
@@ -73,28 +85,30 @@ def job_config(
     return JobConfig(
         settings=settings,
         partitions=tuple(range(partitions)),
+        declaration=declared(features),
         from_earliest=from_earliest,
         publish=publish,
     )
 
 
-def open_store(settings: Settings) -> RedisStore:
-    """The rows of the standard feature set."""
+def open_store(settings: Settings, features: FeatureSet = CATALOG) -> RedisStore:
+    """The rows of a feature set."""
     return RedisStore(
         settings.redis_url,
-        CATALOG.fingerprint,
-        lifetime_ms=CATALOG.row.lifetime_ms,
+        features.fingerprint,
+        lifetime_ms=features.row.lifetime_ms,
         timeout_s=settings.timeout_s,
     )
 
 
 def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
     """The live parts of a split, not yet claimed."""
-    settings = config.settings
+    settings, features = config.settings, config.features
+    _declare(settings, features)
     topics = Topics(settings.topic_prefix)
     clock = SystemClock()
     log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
-    store = open_store(settings)
+    store = open_store(settings, features)
     rows = HotRows(store)
     producer = _producer(settings)
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
@@ -102,7 +116,7 @@ def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
         rows,
         ColumnReader(registry, UserEvent),
         _outlets(settings, registry, producer, metrics),
-        FoldRules(features=CATALOG, partitions=log.partitions(topics.user_events)),
+        FoldRules(features=features, partitions=log.partitions(topics.user_events)),
     )
     return Split(
         SplitParts(
@@ -118,36 +132,46 @@ def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
             clock=clock,
             metrics=metrics,
             from_earliest=config.from_earliest,
-            beside=partial(_publishing, settings) if config.publish else None,
+            beside=partial(_publishing, settings, features) if config.publish else None,
             closing=(producer, store),
         )
     )
 
 
-def _publishing(settings: Settings, split: Split) -> PublisherThread:
+def _declare(settings: Settings, features: FeatureSet) -> None:
+    sets = FeatureSets(settings.redis_url, settings.timeout_s)
+    try:
+        sets.declare(features)
+    finally:
+        sets.close()
+
+
+def _publishing(settings: Settings, features: FeatureSet, split: Split) -> PublisherThread:
     """Only once the partitions are ours may an older publisher of theirs be fenced."""
-    publisher = open_publisher(settings, split.owns)
+    publisher = open_publisher(settings, split.owns, features)
     thread = PublisherThread(publisher, split.partitions, split.fail)
     thread.start()
     return thread
 
 
-def open_publisher(settings: Settings, owns: Callable[[int], bool]) -> Publisher:
+def open_publisher(
+    settings: Settings, owns: Callable[[int], bool], features: FeatureSet = CATALOG
+) -> Publisher:
     """Sends changed partials to `item-features`."""
     topic = Topics(settings.topic_prefix).item_features
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
     target = PublishTarget(
         topic=topic,
-        fingerprint=CATALOG.fingerprint,
+        fingerprint=features.fingerprint,
         codec=Codec(registry, ItemFeatures, topic),
         open_producer=lambda name: KafkaTransactionalProducer(
             settings.bootstrap_servers, name, timeout_s=settings.timeout_s
         ),
     )
-    return Publisher(open_store(settings), target, owns)
+    return Publisher(open_store(settings, features), target, owns)
 
 
-def rebuild_parts(settings: Settings) -> RebuildParts:
+def rebuild_parts(settings: Settings, features: FeatureSet = CATALOG) -> RebuildParts:
     """What compares and replaces the live rows."""
     registry = RemoteRegistry(settings.registry_url, settings.timeout_s)
     topics = Topics(settings.topic_prefix)
@@ -159,8 +183,8 @@ def rebuild_parts(settings: Settings) -> RebuildParts:
     return RebuildParts(
         topic=topics.user_events,
         log=log,
-        store=open_store(settings),
-        features=CATALOG,
+        store=open_store(settings, features),
+        features=features,
         open_source=lambda: PastSource(
             KafkaSource(settings.bootstrap_servers, timeout_s=settings.timeout_s), log
         ),

@@ -28,8 +28,9 @@ from features.source import Element, EventSource
 from features.split import POOL
 from schemas.errors import Misconfigured
 
-# A bundle's end is a self-checkpoint, of which runners keep something: at most one in 10 s.
-BUNDLE_S = 10.0
+# A bundle's end is a self-checkpoint, of which runners keep something. And it waits until Beam's
+# state sampler looks again, up to 200 ms: at most once a minute.
+BUNDLE_S = 60.0
 BUNDLE_ELEMENTS = 1_000_000
 
 
@@ -38,7 +39,7 @@ class FoldBatches(beam.DoFn):
 
     def process(self, element: Element) -> Iterator[Counts]:
         with POOL.using(element.split) as split:
-            yield split.handle(element.batch)
+            yield split.handle(element.batches)
 
 
 def sources(config: JobConfig, plan: RunPlan) -> list[EventSource]:
@@ -78,7 +79,7 @@ def planned(config: JobConfig, plan: RunPlan) -> beam.Pipeline:
     Raises:
         Misconfigured: Beam does not take the options, or lacks what the runner needs.
     """
-    arguments = beam_arguments(plan, job_name(config.settings))
+    arguments = beam_arguments(plan, job_name(config.settings, config.features.fingerprint))
     match plan.runner:
         case Runner.FNAPI:
             runner = FnApiRunner()

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from features.refold import RebuildParts
 
 T = TypeVar("T")
+SetName = Annotated[
+    str | None,
+    typer.Option("--set", help="Another feature set of the store: how its fingerprint begins."),
+]
 
 WORDS = {
     "equal": "is what the log gives",
@@ -35,6 +39,7 @@ def rebuild(
     partition: Annotated[int | None, typer.Option(help="Only this partition.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user's row.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Only compare; change nothing.")] = False,
+    feature_set: SetName = None,
     as_json: Json = False,
 ) -> None:
     """
@@ -44,11 +49,12 @@ def rebuild(
 
     Example: `millstream features rebuild --verify`
     """
-    from features.job import rebuild_parts  # noqa: PLC0415 - `--help` stays quick
+    from features.feature_sets import chosen_set  # noqa: PLC0415 - `--help` stays quick
+    from features.job import rebuild_parts  # noqa: PLC0415
 
     if user is not None and partition is not None:
         raise Misconfigured("--user and --partition: a user has one partition; give one of them")
-    parts = rebuild_parts(context.obj)
+    parts = rebuild_parts(context.obj, chosen_set(context.obj, feature_set))
     if user is not None:
         ok = _one_user(parts, user, verify=verify, as_json=as_json)
     else:

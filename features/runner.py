@@ -58,14 +58,14 @@ class RunPlan:
             raise ValueError(f"parallelism must be at least 1, got {self.parallelism}")
 
 
-def job_name(settings: Settings) -> str:
+def job_name(settings: Settings, fingerprint: str) -> str:
     """
-    What a cluster calls the job.
+    What a cluster calls the job: each feature set has its own.
 
-    >>> job_name(Settings(topic_prefix="a-"))
-    'a-features'
+    >>> job_name(Settings(topic_prefix="a-"), "0123456789abcdef")
+    'a-features-01234567'
     """
-    return f"{settings.topic_prefix}features"
+    return f"{settings.topic_prefix}features-{fingerprint[:8]}"
 
 
 def beam_arguments(plan: RunPlan, job_name: str) -> list[str]:

@@ -25,10 +25,10 @@ IDLE_S = 5.0
 
 
 class Element(NamedTuple):
-    """A micro-batch and the split that it must be folded by."""
+    """A micro-batch of some partitions and the split that it must be folded by."""
 
     split: str
-    batch: RecordBatch
+    batches: tuple[RecordBatch, ...]
 
 
 class EventSource(UnboundedSource):
@@ -67,11 +67,12 @@ class EventReader(UnboundedReader):
         while not POOL.stopping.is_set():
             POOL.get(self._config.name, lambda: open_split(self._config, POOL.metrics))
             with POOL.using(self._config.name) as split:
-                batch = split.poll(POLL_S)
-            if batch is not None:
-                self._current = Element(self._config.name, batch)
-                if len(batch):
-                    self._timestamp = Timestamp(micros=int(batch.timestamps_ms[-1]) * 1000)
+                batches = split.poll(POLL_S)
+            if batches:
+                self._current = Element(self._config.name, batches)
+                times_ms = [int(one.timestamps_ms[-1]) for one in batches if len(one)]
+                if times_ms:
+                    self._timestamp = Timestamp(micros=min(times_ms) * 1000)
                 return True
             if self._clock.monotonic_s() > until_s:
                 break

@@ -9,7 +9,7 @@ write the split is dropped: nothing goes on from a position that was not written
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 # When behind: more events of a user meet in one batch, and her row is written once for all.
 MAX_RECORDS = 131_072
+# Batches of several partitions are folded in one pass while they are small; from here on a fold's
+# fixed costs are nothing beside those of its events.
+GATHERED_RECORDS = 8_192
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 5.0
 REPLAY_MS = 600_000
@@ -59,13 +62,14 @@ class SplitParts:
 
 
 class Split:
-    """Some partitions of user-events: polled in turn, folded, written with their position."""
+    """Some partitions of user-events: polled, folded together, written with their positions."""
 
     def __init__(self, parts: SplitParts) -> None:
         self._parts = parts
         self._stop = threading.Event()
         self._epochs: dict[int, int] = {}
         self._beside: Closing | None = None
+        self._held: RecordBatch | None = None  # read, for the next poll
         self._failure: BaseException | None = None
 
     @property
@@ -105,39 +109,51 @@ class Split:
         stored = self._parts.reader.positions([partition])[partition]
         return stored is not None and stored.epoch == self._epochs[partition]
 
-    def poll(self, timeout_s: float) -> RecordBatch | None:
+    def poll(self, timeout_s: float) -> tuple[RecordBatch, ...]:
         """
-        The next batch of any partition; None when nothing came.
+        The next batches, at most one of each partition; () when nothing came.
 
         Raises:
             MillstreamError: what runs beside the fold has failed.
         """
         if self._failure is not None:
             raise self._failure
-        return self._parts.source.poll(MAX_RECORDS, timeout_s)
+        found: list[RecordBatch] = []
+        while sum(map(len, found)) < GATHERED_RECORDS and len(found) < len(self.partitions):
+            batch, self._held = self._held, None
+            if batch is None:
+                batch = self._parts.source.poll(MAX_RECORDS, 0 if found else timeout_s)
+            if batch is None:
+                break
+            if any(batch.partition == one.partition for one in found):
+                self._held = batch
+                break
+            found.append(batch)
+        return tuple(found)
 
-    def handle(self, batch: RecordBatch) -> Counts:
+    def handle(self, batches: Sequence[RecordBatch]) -> Counts:
         """
-        Fold a batch and write it; waits and tries again while a part is gone.
+        Fold what `poll` gave and write it; waits and tries again while a part is gone.
 
         Raises:
-            PositionMoved: another worker took the partition over, or the store was emptied.
+            PositionMoved: another worker took a partition over, or the store was emptied.
         """
         wait_s = FIRST_WAIT_S
-        while True:
+        left = list(batches)
+        while left:
             try:
-                counts = self._parts.worker.process(batch)
+                counts = self._parts.worker.process(*left)
             except Retryable as error:
                 log.warning("features.retry", error=str(error), wait_s=wait_s)
                 if self._stop.is_set():
                     raise
             else:
-                self._measure(batch, counts)
+                self._measure(left, counts)
                 return counts
             self._parts.clock.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-            if self._written(batch):
-                return Counts()
+            left = [batch for batch in left if not self._written(batch)]
+        return Counts()
 
     def stop(self) -> None:
         """End the waiting of `handle` with its error."""
@@ -158,18 +174,20 @@ class Split:
         for part in self._parts.closing:
             part.close()
 
-    def _measure(self, batch: RecordBatch, counts: Counts) -> None:
+    def _measure(self, batches: Sequence[RecordBatch], counts: Counts) -> None:
         metrics = self._parts.metrics
-        if metrics is None or not len(batch):
+        if metrics is None:
             return
         metrics.count("features.events", counts.folded)
         metrics.count("features.duplicates", counts.duplicates)
         metrics.count("features.late", counts.late)
         metrics.count("features.misplaced", counts.misplaced)
         # Live producers stamp the wall clock; a replay's old timestamps say nothing of freshness.
-        age_ms = self._parts.clock.now_ms() - int(batch.timestamps_ms[0])
-        if 0 <= age_ms < REPLAY_MS:
-            metrics.observe("features.freshness_s", age_ms / 1000)
+        now_ms = self._parts.clock.now_ms()
+        for batch in batches:
+            age_ms = now_ms - int(batch.timestamps_ms[0]) if len(batch) else REPLAY_MS
+            if 0 <= age_ms < REPLAY_MS:
+                metrics.observe("features.freshness_s", age_ms / 1000)
 
     def _begin(self, lease: Lease) -> None:
         """Nothing is folded yet: what stands in the store is left over from a lost position."""
@@ -182,9 +200,11 @@ class Split:
         )
 
     def _written(self, batch: RecordBatch) -> bool:
-        """Whether a write whose acknowledgement was lost had arrived; the lease then moves on."""
+        """Whether it was written, be it without acknowledgement; the lease then moves on."""
         worker = self._parts.worker
         ours = worker.leases[batch.partition].position
+        if ours.next_offset == batch.next_offset:
+            return True
         try:
             stored = self._parts.reader.positions([batch.partition])[batch.partition]
         except Retryable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -15,8 +16,6 @@ from features.event_columns import EventColumns
 from features.fit import Fit
 from features.hashing import hash_id, hash_ids
 from features.text_columns import hash_texts
-from ingest.log import RecordBatch
-from ingest.origin import origin_of
 from schemas.events import EventType
 
 
@@ -56,15 +55,20 @@ def distinct_items(column: pl.Series, order: LogOrder) -> DistinctItems:
 
 
 def event_columns(
-    batch: RecordBatch,
+    origin: Callable[[int], bytes],
     found: Fit,
     order: LogOrder,
     items: DistinctItems,
     row: NDArray[np.int64],
 ) -> EventColumns:
-    """The fit records, each for its row [m]; an erasure has the hash of its origin as id."""
+    """
+    The fit records, each for its row [m].
+
+    Args:
+        origin: where the record at a place first was: its hash is the id of an erasure.
+    """
     frame = found.frame
-    origins = [hash_id(origin_of(batch, at).decode()) for at in found.erased.tolist()]
+    origins = [hash_id(origin(at).decode()) for at in found.erased.tolist()]
     ids = np.append(hash_texts(frame["event_id"]), np.array(origins, np.uint64))
     value = frame["value"].to_numpy().astype(np.float32)  # null is NaN
     return EventColumns(

@@ -1,5 +1,5 @@
 """
-The feature worker: one micro-batch of one partition of user-events becomes rows and item partials.
+The feature worker: micro-batches of partitions of user-events become rows and item partials.
 
 Used by the Beam pipeline, by rebuilds and by tests; which of these it serves it does not know.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -19,10 +21,11 @@ from features.declare import FeatureSet
 from features.event_columns import EventColumns, Folded
 from features.fit import EventReader, Fit, fit
 from features.fold import fold
+from features.gathered import Gathered, Touched, gather, refusals, touched
 from features.items import Partials, decode_partials, encode_partials, fold_partials
-from features.misplaced import KeyGroups, arrivals, grouped, misplaced, sent_on
+from features.misplaced import KeyGroups, arrivals, misplaced, sent_on
 from features.outlets import Outlets
-from features.store import Lease, RowWriter, Update, Values
+from features.store import Lease, RowWriter, Update
 from features.to_columns import distinct_items, event_columns, in_log_order
 from ingest.log import RecordBatch
 from schemas.errors import Misconfigured, PositionMoved, Rejected
@@ -39,18 +42,33 @@ class FoldRules:
     partitions: int  # of user-events
 
 
+class _Sorted(NamedTuple):
+    """A batch's records that belong here, and what became of the others."""
+
+    here: NDArray[np.bool_]  # [n]
+    origins: tuple[tuple[int, int], ...]
+    counts: Counts
+
+
+class _Folding(NamedTuple):
+    """What is to be written of a batch, and what became of its fit records."""
+
+    update: Update
+    counts: Counts
+
+
 class FeatureWorker:
     """
     Folds the partitions whose leases it was given. Not thread-safe.
 
-    A batch is folded in this order; an error before the last step changes nothing:
+    Batches are folded in this order; an error before the last step changes nothing:
 
     1. sort: misplaced records are sent on, repeated copies left out
     2. decode and judge: bad records are refused, their neighbours go on
     3. read the users' rows and the items' partials as of the lease's position
     4. fold
     5. flush what was sent on or refused: it must be on the log before the position moves
-    6. write rows, partials and the next position in one transaction
+    6. write rows, partials and the next position in one transaction a partition
     """
 
     def __init__(
@@ -71,37 +89,55 @@ class FeatureWorker:
         """Own a partition from now on."""
         self.leases[lease.partition] = lease
 
-    def process(self, batch: RecordBatch) -> Counts:
+    def process(self, *batches: RecordBatch) -> Counts:
         """
-        Fold one batch; an empty one only moves the position.
+        Fold batches of different partitions in one pass; an empty one only moves its position.
+
+        The partitions are written one after the other. After an error `leases` says which were.
 
         Raises:
-            PositionMoved: another worker wrote, or the batch does not begin at our position.
-            Retryable: nothing was written; the same batch may be tried again.
+            PositionMoved: another worker wrote, or a batch does not begin at our position.
+            Retryable: a partition was not written; the same batch may be tried again.
             Misconfigured: a stored row is corrupt, or too many records were refused.
         """
-        lease = self._lease(batch)
-        groups = grouped(batch.keys)
+        leases = [self._lease(batch) for batch in batches]
+        gathered = gather(batches)
+        sorts = [
+            self._sorted(batch, groups, lease)
+            for batch, groups, lease in zip(batches, gathered.parts, leases, strict=True)
+        ]
+        here = np.concatenate([one.here for one in sorts])
+        found = fit(gathered, here, self._reader, self._rules.features.row.future_ms)
+        for at, why in found.refused:
+            self._outlets.dead(*gathered.place(at), why)
+        updates = self._folded(gathered, found, leases)
+        self._outlets.flush()
+        refused = refusals(gathered, found).tolist()
+        whole = Counts()
+        for lease, update, one, dead in zip(leases, updates, sorts, refused, strict=True):
+            counts = update.counts + one.counts + Counts(dead=dead)
+            self._write(lease, replace(update.update, origins=one.origins), counts)
+            whole += counts
+        return whole
+
+    def _sorted(self, batch: RecordBatch, groups: KeyGroups, lease: Lease) -> _Sorted:
+        """Send on what belongs elsewhere, leave out repeated copies."""
         arrived = arrivals(batch, lease.position.origins)
         elsewhere = misplaced(batch, groups, self._rules.partitions)
         here = ~elsewhere
         here[arrived.repeated] = False
         dead = self._send_on(batch, np.flatnonzero(elsewhere))
-        found = fit(batch, groups, here, self._reader, self._rules.features.row.future_ms)
-        for at, why in found.refused:
-            self._outlets.dead(batch, at, why)
-        update, counts = self._folded(batch, groups, found, lease)
-        counts += Counts(
+        counts = Counts(
             records=len(batch),
             duplicates=len(arrived.repeated),
-            dead=dead + len(found.refused),
+            dead=dead,
             misplaced=int(elsewhere.sum()) - dead,
         )
-        self._outlets.flush()
+        return _Sorted(here=here, origins=arrived.origins, counts=counts)
+
+    def _write(self, lease: Lease, update: Update, counts: Counts) -> None:
         total = Counts.of(lease.position.counts) + counts
-        update = replace(update, origins=arrived.origins, counts=total.named())
-        self.take(self._store.write(lease, update))
-        return counts
+        self.take(self._store.write(lease, replace(update, counts=total.named())))
 
     def _lease(self, batch: RecordBatch) -> Lease:
         lease = self.leases[batch.partition]
@@ -134,65 +170,77 @@ class FeatureWorker:
             )
         return dead
 
-    def _folded(
-        self, batch: RecordBatch, groups: KeyGroups, found: Fit, lease: Lease
-    ) -> tuple[Update, Counts]:
-        """Read what these records change, fold, encode. Nothing is written."""
+    def _folded(self, gathered: Gathered, found: Fit, leases: Sequence[Lease]) -> list[_Folding]:
+        """Read what these records change, fold, encode: what to write of each batch."""
+        policy, fingerprint = self._rules.features.row, self._rules.features.fingerprint
         order = in_log_order(found)
-        code = groups.code[order.places]
-        touched, row = _distinct(code, len(groups.keys))
-        users = [groups.keys[at].decode() for at in touched.tolist()]
         items = distinct_items(found.frame["item_id"], order)
-        stored = self._store.read(lease, users, items.ids)
-        decoded, partials = self._decoded(stored, users, items.ids, batch.partition)
-        events = event_columns(batch, found, order, items, row)
-        folded = fold(decoded, events, self._rules.features.row)
-        counted = folded.accepted & (items.code >= 0)
+        of = touched(gathered, order, items)
+        stored, partials = self._decoded(of, leases)
+        events = event_columns(gathered.origin, found, order, items, of.row)
+        folded = fold(stored, events, policy)
+        counted = folded.accepted & (of.partial >= 0)
         grown = fold_partials(
             partials,
-            items.code[counted],
+            of.partial[counted],
             events.event_type[counted],
             events.event_time_ms[counted],
-            self._rules.features.row,
+            policy,
         )
-        fingerprint = self._rules.features.fingerprint
-        encoded = encode_partials(grown, fingerprint)
-        changed, _ = _distinct(items.code[counted], len(items.ids))
-        update = Update(
-            rows=dict(zip(users, rows.encode(folded.rows, fingerprint), strict=True)),
-            partials={items.ids[at]: encoded[at] for at in changed.tolist()},
-            next_offset=batch.next_offset,
-        )
-        return update, _counts(events, folded)
+        changed = np.zeros(len(grown), np.bool_)
+        changed[of.partial[counted]] = True
+        encoded = rows.encode(folded.rows, fingerprint)
+        encoded_partials = encode_partials(grown, fingerprint)
+        updates = []
+        for at, batch in enumerate(gathered.batches):
+            mine = slice(of.user_starts[at], of.user_starts[at + 1])
+            its = slice(of.item_starts[at], of.item_starts[at + 1])
+            parts = zip(of.items[at], encoded_partials[its], changed[its].tolist(), strict=True)
+            update = Update(
+                rows=dict(zip(of.users[at], encoded[mine], strict=True)),
+                partials={item: value for item, value, new in parts if new},
+                next_offset=batch.next_offset,
+            )
+            updates.append(
+                _Folding(
+                    update=update,
+                    counts=_counts(events, folded, slice(of.events[at], of.events[at + 1])),
+                )
+            )
+        return updates
 
-    def _decoded(
-        self, stored: Values, users: Sequence[str], items: Sequence[str], partition: int
-    ) -> tuple[rows.Rows, Partials]:
+    def _decoded(self, of: Touched, leases: Sequence[Lease]) -> tuple[rows.Rows, Partials]:
+        """What stands in the store of these users and items, batch after batch."""
         fingerprint = self._rules.features.fingerprint
-        found = rows.decode(stored.rows, fingerprint)
-        partials = decode_partials(stored.partials, fingerprint)
+        stored = [
+            self._store.read(lease, users, items)
+            for lease, users, items in zip(leases, of.users, of.items, strict=True)
+        ]
+        found = rows.decode(list(chain.from_iterable(v.rows for v in stored)), fingerprint)
+        partials = decode_partials(
+            list(chain.from_iterable(v.partials for v in stored)), fingerprint
+        )
         if found.corrupt:
-            raise Misconfigured(_corrupt_row(users[found.corrupt[0]], len(found.corrupt)))
+            user = list(chain.from_iterable(of.users))[found.corrupt[0]]
+            raise Misconfigured(_corrupt_row(user, len(found.corrupt)))
         if partials.corrupt:
-            raise Misconfigured(_corrupt_partial(items[partials.corrupt[0]], partition))
+            at = partials.corrupt[0]
+            lease = leases[int(np.searchsorted(of.item_starts, at, side="right")) - 1]
+            item = list(chain.from_iterable(of.items))[at]
+            raise Misconfigured(_corrupt_partial(item, lease.partition))
         return found.rows, partials.partials
 
 
-def _distinct(code: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The codes below n that occur, ascending, and the place of each code among them: no sort."""
-    occurs = np.zeros(n, np.bool_)
-    occurs[code] = True
-    return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[code]
-
-
-def _counts(events: EventColumns, folded: Folded) -> Counts:
-    sums = folded.counts
-    types = np.bincount(events.event_type[folded.accepted], minlength=len(EventType))
+def _counts(events: EventColumns, folded: Folded, part: slice) -> Counts:
+    """The fates of some of the events."""
+    accepted, duplicate, late = folded.accepted[part], folded.duplicate[part], folded.late[part]
+    known = [int(np.count_nonzero(mask)) for mask in (accepted, duplicate, late)]
+    types = np.bincount(events.event_type[part][accepted], minlength=len(EventType))
     return Counts(
-        folded=sums.accepted,
-        duplicates=sums.duplicate,
-        late=sums.late,
-        erased=sums.erased,
+        folded=known[0],
+        duplicates=known[1],
+        late=known[2],
+        erased=len(accepted) - sum(known),
         types=tuple(types.tolist()),
     )
 

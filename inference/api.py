@@ -8,19 +8,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from features.declare import Array
-from inference.answers import Answers
 from inference.batcher import BatchPolicy
+from inference.consumer import Steps
 from inference.gather import Gatherer, Work
 from inference.live import Deployment, Live
 from inference.model import TensorModel
 from inference.publisher import EventPublisher
 from inference.recorder import AnswerRecorder
 from inference.requests import Asked, Limits, problem
-from inference.service import Scored, Service
 from inference.tensors import (
     Signature,
     TensorCall,
@@ -95,11 +95,19 @@ class ApiParts:
     """What the API works with; living longer than it."""
 
     model_name: str
-    service: Service
+    steps: Steps
     live: Live
     publisher: EventPublisher
     recorder: AnswerRecorder
     started: threading.Event  # items are read, and the released model is there, or is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """Requests, and what the steps hand from one to the next."""
+
+    asked: Sequence[Asked]
+    made: Any
 
 
 class Api:
@@ -112,7 +120,7 @@ class Api:
         self._clock = clock
         self._metrics = metrics
         self._policy = policy or ApiPolicy()
-        recommending: Work[Asked, Scored, Recommendation] = Work(
+        recommending: Work[Asked, _Scored, Recommendation] = Work(
             first=self._score, second=self._finish
         )
         predicting: Work[TensorCall, list[Predicted | MillstreamError], Predicted] = Work(
@@ -226,16 +234,17 @@ class Api:
         if name != self._parts.model_name:
             raise NotServed(f"no model {name[:100]!r}: {self._parts.model_name!r} serves")
 
-    def _score(self, asked: Sequence[Asked]) -> Scored:
-        return self._parts.service.score(self._parts.service.prepare(asked))
+    def _score(self, asked: Sequence[Asked]) -> _Scored:
+        steps = self._parts.steps
+        return _Scored(asked=asked, made=steps.score(steps.prepare(asked)))
 
-    def _finish(self, scored: Scored) -> Sequence[Recommendation | MillstreamError]:
-        answers: Answers = self._parts.service.finish(scored)
+    def _finish(self, scored: _Scored) -> Sequence[Recommendation | MillstreamError]:
+        answers = self._parts.steps.finish(scored.made)
         self._parts.recorder.record(answers)
         poison = {(id(bad.batch), bad.index): bad.rejected for bad in answers.dead}
         return [
             poison.get((id(one.batch), one.index), answer)
-            for one, answer in zip(scored.prepared.asked, answers.answers, strict=True)
+            for one, answer in zip(scored.asked, answers.answers, strict=True)
         ]
 
     def _call(self, calls: Sequence[TensorCall]) -> list[Predicted | MillstreamError]:

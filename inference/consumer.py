@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -31,7 +31,6 @@ from inference.answers import Answers
 from inference.batcher import Batcher, BatchPolicy
 from inference.encoding import AnswerWriter
 from inference.requests import Asked, Bad, Entry, RequestReader, next_offset, place
-from inference.service import Prepared, Scored
 from ingest.clock import Clock
 from ingest.dead_letter import DeadLetters
 from ingest.log import (
@@ -64,13 +63,17 @@ class ConsumerPolicy:
 
 
 class Steps(Protocol):
-    """What is done with a batch; `inference.service.Service` does it."""
+    """
+    What is done with a batch: `inference.set_router.SetRouter`, or one `Service` by itself.
 
-    def prepare(self, asked: Sequence[Asked]) -> Prepared: ...
+    What one step hands to the next is their own business.
+    """
 
-    def score(self, prepared: Prepared) -> Scored: ...
+    def prepare(self, asked: Sequence[Asked]) -> Any: ...
 
-    def finish(self, scored: Scored) -> Answers: ...
+    def score(self, prepared: Any) -> Any: ...
+
+    def finish(self, scored: Any) -> Answers: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,8 @@ class Consumer:
         self._clock = clock
         self._batcher: Batcher[Entry] = Batcher(policy.batch, clock)
         self._to_prepare: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
-        self._to_score: queue.Queue[Step[Prepared]] = queue.Queue(policy.ahead)
-        self._to_finish: queue.Queue[Step[Scored]] = queue.Queue(policy.ahead)
+        self._to_score: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
+        self._to_finish: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
         self._to_commit: queue.Queue[Step[Written]] = queue.Queue(policy.commit_batches)
         self._producers = itertools.cycle(ends.producers)
         self._over = threading.Event()  # no more work: the threads leave

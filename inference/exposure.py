@@ -13,6 +13,7 @@ from features.catalog import CATALOG
 from inference.admission import Admission
 from inference.api import Api, ApiParts, ApiPolicy
 from inference.auth import TokenRules, Tokens
+from inference.consumer import Steps
 from inference.encoding import AnswerWriter
 from inference.listen import GrpcOptions, HttpOptions, Tls
 from inference.live import Live
@@ -21,7 +22,6 @@ from inference.publisher import EventPublisher
 from inference.quota import Quotas, parsed
 from inference.recorder import AnswerRecorder
 from inference.rest import RestPolicy
-from inference.service import Service
 from inference.titles import Titles
 from ingest.clock import Clock
 from ingest.kafka import KafkaProducer
@@ -119,7 +119,7 @@ class Exposed:
 
     settings: Settings
     registry: Registry
-    service: Service
+    steps: Steps
     live: Live
     titles: Titles
     started: threading.Event
@@ -180,7 +180,7 @@ def _api(what: Exposed, stack: ExitStack) -> Api:
     stack.callback(recorder.close)
     parts = ApiParts(
         model_name=settings.model_name,
-        service=what.service,
+        steps=what.steps,
         live=what.live,
         publisher=publisher,
         recorder=recorder,

@@ -41,6 +41,7 @@ class ModelFacts:
     parent: int = 0  # version that it was trained from or judged against; 0: none
     data: tuple[Attribute, ...] = ()  # what it was trained on: archive manifests, ranges
     metrics: tuple[Measure, ...] = ()
+    declaration: str = ""  # of the feature set, see `features.declare.declared`; empty: not said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +95,12 @@ class ModelManifest:
         )
 
     def _described(self) -> dict[str, Any]:
+        facts = asdict(self.facts)
+        if not self.facts.declaration:  # signed before there was one
+            del facts["declaration"]
         return {
             "version": self.version,
-            "facts": asdict(self.facts),
+            "facts": facts,
             "files": [asdict(one) for one in self.files],
         }
 

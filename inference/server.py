@@ -6,39 +6,32 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import structlog
 
-from features.catalog import CATALOG, TARGETS
-from features.items import ItemTable
-from features.redis_store import RedisStore
-from features.split import check_rows
+from features.catalog import CATALOG
 from inference.batcher import BatchPolicy
 from inference.consumer import Consumer, ConsumerPolicy, Ends
 from inference.encoding import AnswerWriter
 from inference.exposure import Exposed, Exposure, expose
-from inference.fallback import Popular
-from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
 from inference.loading import RegistryLoader
-from inference.lookup import RowLookup
 from inference.registry import FolderRegistry
 from inference.reload import ReleaseFeed, Reloader
 from inference.requests import RequestReader
-from inference.service import Parts, Service
+from inference.set_parts import SetParts, Surroundings, follow, opened_set
+from inference.set_router import SetRouter, SetServices
 from inference.signature import Keyring
 from inference.titles import Titles
 from ingest.clock import SystemClock
-from ingest.dead_letter import DeadLetterPolicy, DeadLetters
 from ingest.kafka import (
     KafkaGroups,
     KafkaGroupSource,
     KafkaLog,
     KafkaProducer,
-    KafkaSource,
     KafkaTransactionalProducer,
 )
 from ingest.log import TopicPartition
@@ -46,13 +39,12 @@ from ingest.metrics import PrometheusMetrics
 from ingest.settings import Settings
 from ingest.topics import Topics, check_offset, check_partitions, serving_group
 from schemas.codec import Codec
-from schemas.errors import BrokerUnavailable, PositionMoved, Retryable, StoreUnavailable
-from schemas.events import DeadLetter, Recommendation, Release
+from schemas.errors import BrokerUnavailable, PositionMoved, Retryable
+from schemas.events import Recommendation, Release
 from schemas.registry import RemoteRegistry
 
 log = structlog.get_logger(__name__)
 
-STORE_TIMEOUT_S = 1.0  # answers wait for the store no longer than this, once
 READY_S = 120.0  # how long the first model and the items may take; then serving starts without
 SESSION_S = 10.0
 RETRY_S = 0.5
@@ -114,12 +106,26 @@ class Server:
         self._metrics = PrometheusMetrics()
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
         self._live = Live(self._clock)
-        self._items = ItemTable(CATALOG.fingerprint)
         self._titles = Titles() if options.exposure.http_port is not None else None
-        self._feed = self._items_feed()
+        self._around = Surroundings(
+            settings=settings,
+            registry=self._registry,
+            log=self._log,
+            partitions=self._partitions,
+            live=self._live,
+            clock=self._clock,
+            metrics=self._metrics,
+            titles=self._titles,
+        )
+        self._own = SetParts(CATALOG, self._around)
+        stack.callback(self._own.close)
+        self._sets = SetServices(
+            self._own.service, lambda features: opened_set(features, self._around)
+        )
+        stack.callback(self._sets.close)
         self._releases = self._release_feed()
         self._reloader = self._follow_releases()
-        self._service = self._made_service()
+        self._steps = SetRouter(self._sets, self._live)
         self._started = threading.Event()
         self._ports = f"metrics on port {self._port}"
 
@@ -136,8 +142,7 @@ class Server:
         what = Exposed(
             settings=self._settings,
             registry=self._registry,
-            # Its own: a caller that waits for its event must not hold up the log's requests.
-            service=self._made_service(),
+            steps=self._steps,
             live=self._live,
             titles=self._titles or Titles(),
             started=self._started,
@@ -150,10 +155,10 @@ class Server:
 
     def wait_ready(self, stop: threading.Event) -> None:
         """Until the items are read and the released model is in memory, or has been refused."""
-        end_s = self._clock.monotonic_s() + READY_S
-        while not stop.is_set() and not (self._feed.ready.is_set() and self._reloader.settled()):
+        end_s, items = self._clock.monotonic_s() + READY_S, self._own.items_ready
+        while not stop.is_set() and not (items.is_set() and self._reloader.settled()):
             if self._clock.monotonic_s() > end_s:
-                log.warning("serve.not_ready", items=self._feed.ready.is_set())
+                log.warning("serve.not_ready", items=items.is_set())
                 break
             self._clock.sleep(0.02)
         self._started.set()
@@ -163,7 +168,7 @@ class Server:
         while not stop.is_set():
             try:
                 with self._ends() as ends:
-                    consumer = Consumer(ends, self._service, self._policy(), self._clock)
+                    consumer = Consumer(ends, self._steps, self._policy(), self._clock)
                     self._announce(consumer, stop)
                     consumer.run(stop)
             except PositionMoved as error:
@@ -242,7 +247,7 @@ class Server:
             yield Ends(
                 source=source,
                 producers=producers,
-                dead_letters=self._dead_letters(letters),
+                dead_letters=self._around.dead_letters(letters),
                 reader=RequestReader(self._registry),
                 writer=AnswerWriter(
                     Codec(self._registry, Recommendation, topics.recommendations),
@@ -251,60 +256,12 @@ class Server:
                 requests_topic=topics.requests,
             )
 
-    def _dead_letters(
-        self, producer: KafkaProducer, policy: DeadLetterPolicy | None = None
-    ) -> DeadLetters:
-        """Not to be shared between threads."""
-        topic = self._topics.dead_letters
-        codec = Codec(self._registry, DeadLetter, topic)
-        return DeadLetters(producer, codec, topic, self._clock, policy, metrics=self._metrics)
-
-    def _made_service(self) -> Service:
-        store = RedisStore(
-            self._settings.redis_url,
-            CATALOG.fingerprint,
-            lifetime_ms=CATALOG.row.lifetime_ms,
-            timeout_s=STORE_TIMEOUT_S,
-        )
-        self._stack.callback(store.close)
-        try:
-            check_rows(store, self._log, self._topics.user_events)
-        except StoreUnavailable as error:  # without rows users still get popular items
-            log.warning("serve.no_store", error=str(error))
-        lookup = RowLookup(
-            store,
-            partitions=self._partitions,
-            fingerprint=CATALOG.fingerprint,
-            clock=self._clock,
-        )
-        popular = Popular(CATALOG.fingerprint, self._items, TARGETS, self._clock)
-        parts = Parts(
-            features=CATALOG, lookup=lookup, items=self._items, popular=popular, live=self._live
-        )
-        return Service(parts, self._clock, self._metrics)
-
-    def _items_feed(self) -> ItemsFeed:
-        letters = KafkaProducer(
-            self._settings.bootstrap_servers, timeout_s=self._settings.timeout_s
-        )
-        self._stack.callback(letters.close)
-        feed = ItemsFeed(
-            self._source(),
-            self._items,
-            self._registry,
-            self._topics,
-            self._clock,
-            self._dead_letters(letters, NEVER_STOP),
-        )
-        feed.titles = self._titles
-        feed.open(self._log)
-        self._follow("items", feed.run)
-        return feed
-
     def _release_feed(self) -> ReleaseFeed:
         codec = Codec(self._registry, Release, self._topics.model_releases)
         keys = Keyring.load(self._settings.keys_dir)
-        feed = ReleaseFeed(self._source(), codec, self._settings.model_name, keys, self._clock)
+        source = self._around.source()
+        self._stack.callback(source.close)
+        feed = ReleaseFeed(source, codec, self._settings.model_name, keys, self._clock)
         feed.open(self._log)
         return feed
 
@@ -316,23 +273,10 @@ class Server:
             registry,
             self._settings.model_name,
             keys,
-            CATALOG,
+            self._sets,
             sizes,
             self._options.threads(),
         )
         reloader = Reloader(self._releases, loader, self._live, self._clock, self._metrics)
-        self._follow("releases", reloader.run)
+        follow("releases", reloader.run, self._stack)
         return reloader
-
-    def _source(self) -> KafkaSource:
-        source = KafkaSource(self._settings.bootstrap_servers, timeout_s=self._settings.timeout_s)
-        self._stack.callback(source.close)
-        return source
-
-    def _follow(self, name: str, work: Callable[[threading.Event], None]) -> None:
-        """A thread that is told to stop, and waited for, when the stack unwinds."""
-        stop = threading.Event()
-        thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
-        thread.start()
-        self._stack.callback(thread.join, 30.0)
-        self._stack.callback(stop.set)

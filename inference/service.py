@@ -135,23 +135,45 @@ class Service:
 
     def score(self, prepared: Prepared) -> Scored:
         """Call the models. Whose deadline has passed meanwhile is not scored any more."""
+        with self._parts.live.use() as deployment:
+            return self.score_by(prepared, deployment)
+
+    def score_by(self, prepared: Prepared, deployment: Deployment) -> Scored:
+        """As `score`, by this feature set's models of a deployment that is in use."""
         prepared = self._in_time(prepared)
         if prepared.ready is None:
             return Scored(prepared=prepared, error=prepared.error)
         start_s = self._clock.monotonic_s()
         try:
-            with self._parts.live.use() as deployment:
-                served, shadows = self._scored(prepared.ready.batch, deployment)
+            served, shadows = self._scored(prepared.ready.batch, self._own(deployment))
         except Exception as error:  # noqa: BLE001 - any bug that one request can provoke
             return Scored(prepared=prepared, error=error)
         score_us = round(1e6 * (self._clock.monotonic_s() - start_s))
         return Scored(prepared=prepared, served=served, shadows=shadows, score_us=score_us)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the feature set."""
+        return self._parts.features.fingerprint
+
+    def shadows(self, prepared: Prepared, deployment: Deployment) -> dict[int, Shadow]:
+        """What the shadow version would have answered, by place in the batch."""
+        if prepared.ready is None:
+            return {}
+        found = shadowed(self._scorer, prepared.ready.batch, self._own(deployment), self._clock)
+        return {prepared.index[at]: one for at, one in found.items()}
 
     def finish(self, scored: Scored) -> Answers:
         """Put the answers together; a batch that broke is answered in halves."""
         answers = self._finished(scored)
         self._count(answers)
         return answers
+
+    def _own(self, deployment: Deployment) -> Deployment:
+        """What of a deployment is of this feature set."""
+        models = deployment.models
+        own = {v: m for v, m in models.items() if m.ref.fingerprint == self.fingerprint}
+        return deployment if len(own) == len(models) else replace(deployment, models=own)
 
     def _finished(self, scored: Scored) -> Answers:
         prepared = scored.prepared

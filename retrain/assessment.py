@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from features.assemble import ItemFeatures, Narrowing, UserFeatures
 from features.declare import FeatureSet
 from features.examples import Examples
 from inference.constant import ConstantModel
-from inference.model import Model, ModelRef
+from inference.loading import trained_on
+from inference.model import Model, ModelRef, Scored
 from inference.registry import FolderRegistry, read_manifest
 from inference.signature import Keyring
 from ingest.clock import Clock
@@ -73,21 +75,34 @@ def popular(examples: Examples, rows: NDArray[np.int64]) -> Popular:
 
 
 def assess_folder(
-    folder: Path, ref: ModelRef, holdout: Holdout, judges: Judges, integrity: Integrity | None
+    folder: Path,
+    ref: ModelRef,
+    holdout: Holdout,
+    judges: Judges,
+    integrity: Integrity | None,
+    features: FeatureSet | None = None,
 ) -> Report:
     """
     The report of an exported model, loaded and warmed as serving does.
 
+    Args:
+        features: that it was trained on; None: those of the holdout.
+
     Raises:
-        Refused: it does not load, fit its feature set, or repeat its golden calls.
+        Refused: it does not load, fit its feature set, or repeat its golden calls; or the holdout
+            does not hold its features.
         ModelFault: it does not answer.
     """
     from inference.savedmodel import SavedModel  # noqa: PLC0415 - loads TensorFlow
 
-    model = SavedModel(folder, ref, judges.features)
+    own = features or judges.features
+    model = SavedModel(folder, ref, own)
     try:
         model.warm()
-        found = evaluate(model, holdout, judges.policy, judges.clock, size_bytes=_size(folder))
+        asked: Model = model
+        if own.fingerprint != judges.features.fingerprint:
+            asked = _OfOldSet(model, Narrowing(judges.features, own))
+        found = evaluate(asked, holdout, judges.policy, judges.clock, size_bytes=_size(folder))
     finally:
         model.close()
     return replace(found, integrity=integrity)
@@ -112,7 +127,32 @@ def assess_version(
     with _fetched(registry, name, version, keys_dir) as folder:
         facts = read_manifest(folder).facts
         ref = ModelRef(name=name, version=version, fingerprint=facts.fingerprint)
-        return assess_folder(folder, ref, holdout, judges, None)
+        same = facts.fingerprint == judges.features.fingerprint
+        features = judges.features if same else trained_on(facts)
+        return assess_folder(folder, ref, holdout, judges, None, features)
+
+
+class _OfOldSet:
+    """A model of another feature set, asked with what the holdout holds of it."""
+
+    def __init__(self, model: Model, narrowing: Narrowing) -> None:
+        self._model, self._narrowing = model, narrowing
+
+    @property
+    def ref(self) -> ModelRef:
+        return self._model.ref
+
+    def retrieve(self, users: UserFeatures, exclude: NDArray[np.uint64], k: int) -> Scored:
+        return self._model.retrieve(self._narrowing.users(users), exclude, k)
+
+    def rank(
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+    ) -> NDArray[np.float32]:
+        narrow = self._narrowing
+        return self._model.rank(narrow.users(users), candidates, narrow.items(items))
+
+    def close(self) -> None:
+        self._model.close()
 
 
 @contextmanager

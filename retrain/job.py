@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import audit_record
-from features.declare import FeatureSet
+from features.declare import FeatureSet, declared
 from features.disk import place
 from features.examples import Examples, take
 from inference.model import ModelRef
@@ -306,6 +306,7 @@ class _Job:
             parent=champion,
             data=tuple(self._origin()),
             metrics=tuple(self._measures),
+            declaration=declared(shop.features),
         )
         version = publish(verdict, staging, facts, shop.registry, settings.keys_dir)
         shutil.rmtree(staging, ignore_errors=True)

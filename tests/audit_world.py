@@ -134,8 +134,8 @@ class World:
 
     def fold(self) -> None:
         """Bring the rows up to the log."""
-        while (batch := self._split.poll(0)) is not None:
-            self._split.handle(batch)
+        while batches := self._split.poll(0):
+            self._split.handle(batches)
 
     def publish(self) -> None:
         """Bring the item table up to the rows."""

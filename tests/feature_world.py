@@ -130,9 +130,7 @@ class World:
         split = open_split(job_config(other.settings))
         split.open()
         while not other.caught_up():
-            batch = split.poll(1.0)
-            if batch is not None:
-                split.handle(batch)
+            split.handle(split.poll(1.0))
         split.close()
         return other
 

@@ -55,6 +55,11 @@ class Course:
         self.world, self.cluster, self._eventually = world, cluster, eventually
         self._clock = SystemClock()
 
+    def begins(self, job: Job) -> None:
+        """The job has claimed the partitions: what an earlier one still folds does not count."""
+        self._eventually(lambda: "ready" in job.output(), WAIT_S)
+        self.goes_on()
+
     def goes_on(self) -> None:
         """Every partition is folded past where the log ends now."""
         ends: dict[int, int] = {}

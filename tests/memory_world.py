@@ -89,8 +89,8 @@ class World:
     def fold(self) -> None:
         split = self.split()
         split.open()
-        while (batch := split.poll(0)) is not None:
-            split.handle(batch)
+        while batches := split.poll(0):
+            split.handle(batches)
 
     def parts(self) -> RebuildParts:
         return RebuildParts(

@@ -155,7 +155,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
     recorder = AnswerRecorder(answers, producer, world.clock, world.metrics, timeout_s=5)
     parts = ApiParts(
         model_name=MODEL,
-        service=world.service,
+        steps=world.service,
         live=world.live,
         publisher=publisher,
         recorder=recorder,

@@ -112,7 +112,7 @@ def streamed(
     )
     split.open()
     while (found := source.poll(batch, 0.0)) is not None:
-        split.handle(found)
+        split.handle([found])
     return store
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from features import rows as row_format
 from features.catalog import CATALOG, TARGETS
+from features.declare import FeatureSet
 from features.hashing import hash_id, hash_ids
 from features.items import ItemTable
 from features.store import Position, Update
@@ -64,20 +65,27 @@ class World:
     store: SlowStore = field(default_factory=SlowStore)
     policy: ServicePolicy = field(default_factory=ServicePolicy)
     catalogue: list[str] = field(default_factory=lambda: list(ITEMS))
+    features: FeatureSet = CATALOG
+    live: Live | None = None  # another world's
 
     def __post_init__(self) -> None:
-        self.items = ItemTable(CATALOG.fingerprint)
+        fingerprint = self.features.fingerprint
+        self.items = ItemTable(fingerprint)
         self.items.put_items([Item(item_id=i, title=i.upper()) for i in self.catalogue])
-        self.live = Live(self.clock)
+        self.live = self.live or Live(self.clock)
         for partition in range(PARTITIONS):
             start = Position(cluster_id="c", topic_id="t", epoch=1, next_offset=0)
             self.store.claim(partition, start)
         lookup = RowLookup(
-            self.store, partitions=PARTITIONS, fingerprint=CATALOG.fingerprint, clock=self.clock
+            self.store, partitions=PARTITIONS, fingerprint=fingerprint, clock=self.clock
         )
-        popular = Popular(CATALOG.fingerprint, self.items, TARGETS, self.clock)
+        popular = Popular(fingerprint, self.items, TARGETS, self.clock)
         parts = Parts(
-            features=CATALOG, lookup=lookup, items=self.items, popular=popular, live=self.live
+            features=self.features,
+            lookup=lookup,
+            items=self.items,
+            popular=popular,
+            live=self.live,
         )
         self.service = Service(parts, self.clock, self.metrics, self.policy)
 
@@ -100,7 +108,7 @@ class World:
             history_type=np.full(n, 3, np.uint8),
             history_value=np.full(n, np.nan, np.float32),
         )
-        self.raw_row(user, row_format.encode(row, CATALOG.fingerprint)[0], next_offset)
+        self.raw_row(user, row_format.encode(row, self.features.fingerprint)[0], next_offset)
 
     def raw_row(self, user: str, row: bytes, next_offset: int = 1) -> None:
         """Store these bytes as a user's row."""
@@ -138,10 +146,12 @@ def request(user: str = "ann", **given) -> RecommendationRequest:
     return RecommendationRequest(**{"request_id": f"r-{user}", "user_id": user, "k": 5, **given})
 
 
-def model(version: int = 1, best: tuple[str, ...] = ()) -> ConstantModel:
+def model(
+    version: int = 1, best: tuple[str, ...] = (), features: FeatureSet = CATALOG
+) -> ConstantModel:
     """Ranks the items in their order, `best` before all others."""
     ids = [*best, *(i for i in ITEMS if i not in best)]
-    ref = ModelRef(name="m", version=version, fingerprint=CATALOG.fingerprint)
+    ref = ModelRef(name="m", version=version, fingerprint=features.fingerprint)
     scores = np.linspace(1, 0, len(ids), dtype=np.float32)
     return ConstantModel(ref, np.array([hash_id(i) for i in ids], np.uint64), scores)
 

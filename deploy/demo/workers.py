@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy import stack
+from deploy.commands import STOP_S, command, environment, worker
 from deploy.ports import LOOPBACK, is_free
-from deploy.supervise import Service, Supervisor, ready_line
-from ingest.settings import PREFIX, Settings
+from deploy.supervise import Service, Supervisor
+from ingest.settings import Settings
 from schemas.errors import Misconfigured
 
-STOP_S = 20.0
 _PORTS_FROM = 19_192
 
 
@@ -41,16 +40,6 @@ def _free_ports() -> tuple[int, int, int, int]:
     raise Misconfigured(f"no four free ports from {_PORTS_FROM} on")
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The settings as MILLSTREAM_* variables, for a child process."""
-    return {PREFIX + f.name.upper(): str(getattr(settings, f.name)) for f in fields(settings)}
-
-
-def command(*arguments: str) -> tuple[str, ...]:
-    """A `millstream` command of this very installation."""
-    return (sys.executable, "-m", "deploy.cli", *arguments)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
     """Starts and stops the demo's processes."""
@@ -73,17 +62,7 @@ class Crew:
     def begin(self, name: str, *arguments: str) -> None:
         """Start a long-running command; the supervisor waits for it when told to."""
         log = self.logs / f"{name}.log"
-        self.supervisor.begin(
-            Service(
-                name=name,
-                command=command(*arguments),
-                log=log,
-                answers=ready_line(log),
-                environment=environment(self.settings),
-                ready_timeout_s=90.0,
-                stop_timeout_s=STOP_S,
-            )
-        )
+        self.supervisor.begin(worker(name, self.settings, log, *arguments))
 
     def finished(self, name: str, *arguments: str) -> None:
         """Run a command to its end.

@@ -113,6 +113,7 @@ def _curve(
 ) -> None:
     """A line from the size to the figure, whose axis begins at 0."""
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     sheet, axes = pyplot.subplots(figsize=(WIDTH * 0.7, 4), layout="constrained")
     axes.plot([*points], [*points.values()], color=OWN, marker="o" if logarithmic else None)
@@ -125,6 +126,7 @@ def _curve(
                 f"{value:,.0f}", (size, value), (0, 7), textcoords="offset points", ha="center"
             )
     else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(0, 1.2 * max(points.values()))

@@ -133,19 +133,19 @@ def _looped(split: Split, most: int) -> Run:
     heard_s = start_s
     while done.events < most:
         before_s = CLOCK.monotonic_s()
-        batch = split.poll(POLL_S)
-        if batch is None:
+        batches = split.poll(POLL_S)
+        if not batches:
             if CLOCK.monotonic_s() - heard_s > QUIET_S:
                 raise TooSlow(f"the log gave nothing after {done.events} of {most} records")
             continue
         heard_s = CLOCK.monotonic_s()
         polled_s = CLOCK.monotonic_s()
-        done.counts += split.handle(batch)
+        done.counts += split.handle(batches)
         done.polled_s += polled_s - before_s
         done.handled_s += CLOCK.monotonic_s() - polled_s
-        done.events += len(batch)
-        if len(batch):
-            done.batches.append((batch.partition, len(batch)))
+        sizes = [(batch.partition, len(batch)) for batch in batches if len(batch)]
+        done.events += sum(size for _, size in sizes)
+        done.batches += sizes
     done.taken_s, done.cpu_s = CLOCK.monotonic_s() - start_s, own_cpu_s() - cpu_s
     return done
 

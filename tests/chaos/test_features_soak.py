@@ -91,7 +91,7 @@ def test_features_outlive_every_kind_of_kill_many_times(
 ) -> None:
     course, clock = Course(world, flink, eventually), SystemClock()
     job = start_job(*flink.run_options())
-    course.goes_on()
+    course.begins(job)
     seconds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for kill in (course.kill_worker, course.kill_task_manager, course.freeze_machine):
@@ -102,7 +102,7 @@ def test_features_outlive_every_kind_of_kill_many_times(
         started_s = clock.monotonic_s()
         course.kill_job_manager(job)
         job = start_job(*flink.run_options())
-        course.goes_on()
+        course.begins(job)
         seconds.setdefault("kill_job_manager", []).append(clock.monotonic_s() - started_s)
     traffic.end()
     eventually(world.caught_up, WAIT_S)
@@ -122,10 +122,11 @@ def test_features_scale_from_one_split_to_four_and_back(
     course = Course(world, flink, eventually)
     for parallelism in (1, 4, 1):
         job = start_job(*flink.run_options(parallelism))
-        course.goes_on()
+        course.begins(job)
         ended(job)
     traffic.end()
     job = start_job(*flink.run_options(1))
+    course.begins(job)
     eventually(world.caught_up, WAIT_S)
     ended(job)
     report["scaling"] = {"splits": [1, 4, 1], **verdict(world, traffic)}
@@ -143,7 +144,7 @@ def test_features_on_flink_keep_their_memory(
     minutes = float(os.environ.get("MINUTES", "20"))  # noqa: TID251
     course, clock = Course(world, flink, eventually), SystemClock()
     job = start_job(*flink.run_options())
-    course.goes_on()
+    course.begins(job)
     samples: list[dict[str, float]] = []
     start_s = clock.monotonic_s()
     while (now_s := clock.monotonic_s() - start_s) < 60 * minutes:

@@ -37,8 +37,8 @@ def world(cluster: BreakableCluster) -> Iterator[World]:
 
 
 def fold(world: World, split: Split) -> None:
-    while (batch := split.poll(0)) is not None:
-        split.handle(batch)
+    while batches := split.poll(0):
+        split.handle(batches)
 
 
 def offsets(world: World) -> list[int]:

@@ -90,9 +90,9 @@ def fold(settings: Settings, place: Place) -> None:
         ends = place.log.bounds(place.topics.user_events)
         reached = dict.fromkeys(ends, 0)
         while any(reached[p] < end for p, (_, end) in ends.items()):
-            if batch := split.poll(1.0):
-                split.handle(batch)
-                reached[batch.partition] = batch.next_offset
+            batches = split.poll(1.0)
+            split.handle(batches)
+            reached |= {batch.partition: batch.next_offset for batch in batches}
         for partition in range(PARTITIONS):
             while publisher.publish(partition):
                 pass

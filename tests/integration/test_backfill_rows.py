@@ -94,9 +94,7 @@ def stream(world: World) -> None:
     split = open_split(job_config(world.settings))
     split.open()
     while not world.caught_up():
-        batch = split.poll(1.0)
-        if batch is not None:
-            split.handle(batch)
+        split.handle(split.poll(1.0))
     split.close()
 
 

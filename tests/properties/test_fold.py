@@ -134,9 +134,10 @@ def test_users_do_not_touch_each_other(events: EventColumns) -> None:
 @settings(max_examples=200, deadline=None)
 @given(events=event_lists())
 def test_every_event_meets_one_fate(events: EventColumns) -> None:
-    counts = fold(empty(USERS), events, POLICY).counts
-    total = counts.accepted + counts.duplicate + counts.late + counts.erased
-    assert total == len(events)
+    folded = fold(empty(USERS), events, POLICY)
+    fates = folded.accepted.astype(int) + folded.duplicate + folded.late
+    assert fates.max(initial=0) <= 1
+    assert fates[~events.erase].min(initial=1) == 1  # an erasure may be a repeat
 
 
 def own_ids(events: EventColumns) -> EventColumns:

@@ -12,13 +12,19 @@ from apache_beam.options.pipeline_options import (
 )
 
 from features import pipeline
+from features.catalog import CATALOG
+from features.declare import declared
 from features.flink_keys import subtask
 from features.job import JobConfig
 from features.runner import JobServer, Runner, RunPlan
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
 
-CONFIG = JobConfig(settings=Settings(topic_prefix="a-"), partitions=(0, 1, 2, 3))
+CONFIG = JobConfig(
+    settings=Settings(topic_prefix="a-"),
+    partitions=(0, 1, 2, 3),
+    declaration=declared(CATALOG),
+)
 SERVER = JobServer(endpoint="127.0.0.1:1", flink_master="127.0.0.1:2", worker_command="/worker")
 GOOGLE = (
     *("--project=some-project", "--region=europe-west1", "--temp_location=gs://bucket/temp"),
@@ -55,7 +61,7 @@ def test_a_pipeline_for_dataflow_is_built_with_its_options_and_not_submitted() -
     assert options.view_as(StandardOptions).streaming
     assert options.view_as(StandardOptions).runner == "DataflowRunner"
     google = options.view_as(GoogleCloudOptions)
-    assert (google.project, google.region, google.job_name) == (
+    assert (google.project, google.region, google.job_name[:-9]) == (
         "some-project",
         "europe-west1",
         "a-features",

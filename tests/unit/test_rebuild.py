@@ -184,7 +184,6 @@ def test_a_rebuild_fences_the_running_worker(world: World) -> None:
     world.put(range(200, 260))
     rebuild_partition(world.parts(), 0)
     assert [split.owns(p) for p in (0, 1)] == [False, True]
-    batches = iter(lambda: split.poll(0), None)
-    refused = next(batch for batch in batches if batch is not None and batch.partition == 0)
+    refused = [batch for batch in split.poll(0) if batch.partition == 0]
     with pytest.raises(PositionMoved):
         split.handle(refused)

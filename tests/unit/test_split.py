@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from features.split import Pool, Split
@@ -12,9 +14,16 @@ class FlakyStore(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fail_before = self.fail_after = 0
+        self.fail_before = self.fail_after = self.spared = 0
+
+    def fail_second(self, *, told: bool) -> None:
+        """The write after the next one fails: before it happens, or after."""
+        self.fail_before, self.fail_after, self.spared = int(told), int(not told), 1
 
     def write(self, lease: Lease, update: Update) -> Lease:
+        if self.spared:
+            self.spared -= 1
+            return super().write(lease, update)
         if self.fail_before:
             self.fail_before -= 1
             raise StoreUnavailable("refused")
@@ -40,10 +49,58 @@ def world(store: FlakyStore) -> World:
 
 def drained(split: Split) -> int:
     count = 0
-    while (batch := split.poll(0)) is not None:
-        split.handle(batch)
-        count += len(batch)
+    while batches := split.poll(0):
+        split.handle(batches)
+        count += sum(map(len, batches))
     return count
+
+
+def test_a_poll_gathers_a_batch_of_each_partition_and_holds_back_the_next(world: World) -> None:
+    split = world.split()
+    split.open()
+    split._parts.source.poll = cutting(split._parts.source.poll)
+    given: dict[int, list[tuple[int, int]]] = {}
+    sizes = []
+    while batches := split.poll(0):
+        sizes.append(len(batches))
+        assert len({batch.partition for batch in batches}) == len(batches)
+        for batch in batches:
+            given.setdefault(batch.partition, []).append((batch.start_offset, batch.next_offset))
+        split.handle(batches)
+    assert max(sizes) == 2
+    assert sum(spans[-1][1] for spans in given.values()) == 100
+    for spans in given.values():
+        assert [end for _, end in spans[:-1]] == [start for start, _ in spans[1:]]
+    assert world.contents() == peaceful().contents()
+
+
+def cutting(poll: Any) -> Any:
+    """Seven records at most, whatever is asked for; a partition may come twice in a row."""
+    return lambda most, timeout_s: poll(min(most, 7), timeout_s)
+
+
+def test_large_batches_are_folded_by_themselves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.split.GATHERED_RECORDS", 10)
+    split = world.split()
+    split.open()
+    assert len(split.poll(0)) == 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_partitions_that_were_written_before_one_failed_are_not_written_again(
+    world: World, store: FlakyStore, told: bool
+) -> None:
+    split = world.split()
+    split.open()
+    batches = split.poll(0)
+    assert len(batches) == 2
+    store.fail_second(told=told)
+    split.handle(batches)
+    assert world.contents() == peaceful().contents()
+    folded = (dict(p.counts)["folded"] for p in store.positions([0, 1]).values() if p)
+    assert sum(folded) == 100
 
 
 def peaceful() -> World:
@@ -79,11 +136,11 @@ def test_a_stop_ends_the_waiting_with_the_error(world: World, store: FlakyStore)
     split = world.split()
     split.open()
     store.fail_before = 1_000
-    batch = split.poll(0)
-    assert batch is not None
+    batches = split.poll(0)
+    assert batches
     split.stop()
     with pytest.raises(StoreUnavailable):
-        split.handle(batch)
+        split.handle(batches)
 
 
 def test_a_split_that_failed_is_dropped_and_opened_anew(world: World) -> None:

@@ -144,6 +144,24 @@ def test_without_a_model_users_get_popular_items():
         assert rest.post(PREDICT, {"inputs": {}}).status == 404
 
 
+def test_a_request_that_breaks_its_batch_is_told_alone(model):
+    with served(model) as rest, ThreadPoolExecutor(8) as pool:
+        read = rest.world.store.snapshots
+
+        def breaking(users):
+            if any("poison" in one for of in users.values() for one in of):
+                raise ZeroDivisionError("a bug that this user provokes")
+            return read(users)
+
+        rest.world.store.snapshots = breaking
+        users = [f"u{n}" for n in range(20)] + ["poison"]
+        calls = {u: pool.submit(rest.post, "/v1/recommend", {"user_id": u}) for u in users}
+        answers = {user: call.result(20) for user, call in calls.items()}
+    bad = answers.pop("poison")
+    assert (bad.status, bad.json["reason"]) == (500, "poison")
+    assert {answer.status for answer in answers.values()} == {200}
+
+
 # --- tensors
 
 

@@ -15,7 +15,7 @@ from inference.outcome import Outcome, outcome
 from inference.quota import Quotas
 from ingest.clock import Clock
 from ingest.metrics import Metrics
-from schemas.errors import Overloaded
+from schemas.errors import Overloaded, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -68,15 +68,18 @@ class Admission:
         Raises:
             Unauthenticated, Forbidden, QuotaExceeded: it may not.
         """
-        if self._tokens is None:
-            client = Client(client_id=f"address {call.address}", scopes=ALL_SCOPES)
-        else:
-            client = self._tokens.client(authorization)
+        call.client_id = f"address {call.address}"
+        client = Client(client_id=call.client_id, scopes=ALL_SCOPES)
+        if self._tokens is not None:
+            try:
+                client = self._tokens.client(authorization)
+            except Unauthenticated:
+                await self._take(call.client_id)  # so guessing has a quota too
+                raise
         call.client_id = client.client_id
         if scope is not None:
             client.check(scope)
-        if self._quotas is not None:
-            await self._quotas.take(hashed(client.client_id))
+        await self._take(call.client_id)
 
     def hold(self, call: Call, size_bytes: int) -> None:
         """
@@ -129,6 +132,10 @@ class Admission:
         """Give the connections up."""
         if self._quotas is not None:
             await self._quotas.close()
+
+    async def _take(self, client_id: str) -> None:
+        if self._quotas is not None:
+            await self._quotas.take(hashed(client_id))
 
     def _ended(self, call: Call, code: str) -> None:
         self._bytes -= call.size_bytes

@@ -5,21 +5,22 @@ signatures, events, and what serves. Checks come first, work goes through bounde
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from features.declare import Array
-from inference.answers import Answers
 from inference.batcher import BatchPolicy
+from inference.consumer import Steps
 from inference.gather import Gatherer, Work
 from inference.live import Deployment, Live
 from inference.model import TensorModel
 from inference.publisher import EventPublisher
 from inference.recorder import AnswerRecorder
 from inference.requests import Asked, Limits, problem
-from inference.set_router import RoutedScores, SetRouter
 from inference.tensors import (
     Signature,
     TensorCall,
@@ -92,10 +93,19 @@ class ApiParts:
     """What the API works with; living longer than it."""
 
     model_name: str
-    steps: SetRouter
+    steps: Steps
     live: Live
     publisher: EventPublisher
     recorder: AnswerRecorder
+    started: threading.Event  # items are read, and the released model is there, or is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    """Requests, and what the steps hand from one to the next."""
+
+    asked: Sequence[Asked]
+    made: Any
 
 
 class Api:
@@ -108,7 +118,7 @@ class Api:
         self._clock = clock
         self._metrics = metrics
         self._policy = policy or ApiPolicy()
-        recommending: Work[Asked, RoutedScores, Recommendation] = Work(
+        recommending: Work[Asked, _Scored, Recommendation] = Work(
             first=self._score, second=self._finish
         )
         predicting: Work[TensorCall, list[Predicted | MillstreamError], Predicted] = Work(
@@ -167,7 +177,11 @@ class Api:
         return await self._parts.publisher.publish(event)
 
     def ready(self) -> bool:
-        """Whether a model serves."""
+        """Whether callers should come: from then on they get the best answers there are."""
+        return self._parts.started.is_set()
+
+    def has_model(self) -> bool:
+        """Whether a model is in memory; without one, recommendations are popular items."""
         return bool(self._parts.live.deployment.models)
 
     def statuses(self, choice: ModelChoice) -> list[VersionStatus]:
@@ -218,11 +232,12 @@ class Api:
         if name != self._parts.model_name:
             raise NotServed(f"no model {name[:100]!r}: {self._parts.model_name!r} serves")
 
-    def _score(self, asked: Sequence[Asked]) -> RoutedScores:
-        return self._parts.steps.score(self._parts.steps.prepare(asked))
+    def _score(self, asked: Sequence[Asked]) -> _Scored:
+        steps = self._parts.steps
+        return _Scored(asked=asked, made=steps.score(steps.prepare(asked)))
 
-    def _finish(self, scored: RoutedScores) -> Sequence[Recommendation | MillstreamError]:
-        answers: Answers = self._parts.steps.finish(scored)
+    def _finish(self, scored: _Scored) -> Sequence[Recommendation | MillstreamError]:
+        answers = self._parts.steps.finish(scored.made)
         self._parts.recorder.record(answers)
         poison = {(id(bad.batch), bad.index): bad.rejected for bad in answers.dead}
         return [

@@ -62,9 +62,8 @@ def hashed(client_id: str) -> str:
     >>> hashed("ann") == hashed("ann"), "ann" in hashed("ann")
     (True, False)
     """
-    return hashlib.blake2b(
-        client_id.encode(), digest_size=8, person=b"millstream.audit"
-    ).hexdigest()
+    name = client_id.encode(errors="surrogatepass")  # JSON can hold what UTF-8 cannot
+    return hashlib.blake2b(name, digest_size=8, person=b"millstream.audit").hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +117,8 @@ class Tokens:
         self._look()
         try:
             claims = self._claims(token.strip())
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+            # The last three: JSON of an odd shape, of which PyJWT does not think.
             raise Unauthenticated(f"the token does not hold: {error!s:.200}") from error
         subject = claims["sub"]
         if not subject or len(subject) > MAX_CLIENT_ID:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from features.catalog import CATALOG
 from inference.admission import Admission
 from inference.api import Api, ApiParts, ApiPolicy
 from inference.auth import TokenRules, Tokens
+from inference.consumer import Steps
 from inference.encoding import AnswerWriter
 from inference.listen import GrpcOptions, HttpOptions, Tls
 from inference.live import Live
@@ -20,7 +22,6 @@ from inference.publisher import EventPublisher
 from inference.quota import Quotas, parsed
 from inference.recorder import AnswerRecorder
 from inference.rest import RestPolicy
-from inference.set_router import SetRouter
 from inference.titles import Titles
 from ingest.clock import Clock
 from ingest.kafka import KafkaProducer
@@ -118,9 +119,10 @@ class Exposed:
 
     settings: Settings
     registry: Registry
-    steps: SetRouter
+    steps: Steps
     live: Live
     titles: Titles
+    started: threading.Event
     clock: Clock
     metrics: Metrics
 
@@ -182,6 +184,7 @@ def _api(what: Exposed, stack: ExitStack) -> Api:
         live=what.live,
         publisher=publisher,
         recorder=recorder,
+        started=what.started,
     )
     return Api(parts, clock, metrics, ApiPolicy())
 

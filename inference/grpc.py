@@ -42,6 +42,7 @@ from schemas.errors import Misconfigured, Reason, Rejected
 SIGNATURE_DEF: Final = "signature_def"
 DEFAULT_SIGNATURE: Final = "serving_default"
 PREDICT_METHOD: Final = "tensorflow/serving/predict"
+MAX_MESSAGE: Final = 2_000  # characters of an error: it travels in a header
 LOOK_S: Final = 0.5  # how often health looks whether a model serves
 _PREDICTION: Final = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 _MODEL: Final = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -110,7 +111,7 @@ class GrpcServer:
         )
         await self._health.set("", serving)
         while True:
-            status = serving if self._api.ready() else absent
+            status = serving if self._api.has_model() else absent
             for name in (_PREDICTION.full_name, _MODEL.full_name):
                 await self._health.set(name, status)
             await asyncio.sleep(LOOK_S)
@@ -158,7 +159,9 @@ class GrpcServer:
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
                 told = admission.refused(call, error)
                 pause = () if told.retry_after_s is None else (_pushback(told.retry_after_s),)
-                await context.abort(getattr(grpc.StatusCode, told.code), told.message, pause)
+                await context.abort(
+                    getattr(grpc.StatusCode, told.code), told.message[:MAX_MESSAGE], pause
+                )
             admission.answered(call)
             return reply
 

@@ -1,6 +1,6 @@
 """
-An ASGI application on a port: uvicorn, with time-outs and bounds for headers, which it lacks.
-The one importer of `uvicorn` here.
+An ASGI application on a port: uvicorn, with what it lacks: time-outs for TLS handshakes and for
+headers, and a bound of headers. The one importer of `uvicorn` here.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class HttpServer:
             where = f"{options.host}:{options.port}"
             raise Misconfigured(f"cannot serve HTTP on {where}: {error}") from error
         self.port = int(self._socket.getsockname()[1])
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, options)
 
     async def serve(self) -> None:
         """Answer until told to stop."""
@@ -66,6 +66,36 @@ class HttpServer:
     def stop(self) -> None:
         """Take no more connections; finish what is under way."""
         self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with a time-out for TLS handshakes."""
+
+    def __init__(self, config: uvicorn.Config, options: HttpOptions) -> None:
+        super().__init__(config)
+        self._options = options
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def protocol() -> asyncio.Protocol:
+            kind: Any = config.http_protocol_class
+            made: asyncio.Protocol = kind(
+                config=config, server_state=self.server_state, app_state={}
+            )
+            return made
+
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=sock,
+                ssl=config.ssl,
+                ssl_handshake_timeout=self._options.header_s if config.ssl else None,
+                backlog=BACKLOG,
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ class Network:
         Raises:
             ProcessFailed: it had ended by itself.
         """
-        if self._thread.is_alive():
+        with suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(STOP_S)
         if self._error is not None:
@@ -126,10 +127,10 @@ class Network:
         serving = asyncio.create_task(http.serve())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
         http.stop()
         await serving
-        if not stopping.done():
-            stopping.cancel()
+        if not self._stop.is_set():
             raise ProcessFailed("the HTTP server ended by itself")
 
     def _http(self) -> HttpServer | None:

@@ -132,13 +132,13 @@ def _paths(model_name: str) -> dict[str, Any]:
     )
     probe = _ref(messages.ProbeAnswer)
     healthz = _Operation(name="healthz", summary="Whether the process answers", answer=probe)
-    readyz = _Operation(name="readyz", summary="Whether a model serves", answer=probe)
+    readyz = _Operation(name="readyz", summary="Whether items and model are read", answer=probe)
     itself = _Operation(name="openapi", summary="This document", answer={"type": "object"})
     paths["/v1/recommend"] = {"post": _described(recommend)}
     paths["/v1/events"] = {"post": _described(events)}
     paths["/healthz"] = {"get": _described(healthz)}
     paths["/readyz"] = {"get": _described(readyz)}
-    paths["/readyz"]["get"]["responses"]["503"] = _response("No model serves yet.", probe)
+    paths["/readyz"]["get"]["responses"]["503"] = _response("They are being read.", probe)
     paths["/openapi.json"] = {"get": _described(itself)}
     return paths
 

@@ -62,12 +62,13 @@ _PLAIN = {
 
 
 def _rejected(error: Rejected) -> Outcome:
-    status, code = 400, "INVALID_ARGUMENT"
+    status, code, message = 400, "INVALID_ARGUMENT", error.detail
     if error.reason is Reason.TOO_LARGE:
         status = 413
     elif error.reason is Reason.POISON:
-        status, code = 500, "INTERNAL"
-    return Outcome(reason=error.reason.value, status=status, code=code, message=error.detail)
+        # Its detail is the text of an error of ours, for the log.
+        status, code, message = 500, "INTERNAL", "the request could not be handled"
+    return Outcome(reason=error.reason.value, status=status, code=code, message=message)
 
 
 def _told(

@@ -40,11 +40,12 @@ from inference.rest_messages import (
 from inference.tensors import Signature, TensorSpec, signature_of
 from inference.titles import Titles
 from ingest.clock import Clock
-from schemas.errors import Reason, Rejected
+from schemas.errors import NotServed, Reason, Rejected
 
 JSON: Final = "application/json"
 PREDICT: Final = "tensorflow/serving/predict"  # how TensorFlow names the kind of a signature
 THREAD_BYTES: Final = 64 << 10  # larger bodies are read in a thread: others are answered meanwhile
+MAX_DIGITS: Final = 18  # of a version
 _TF_NAMES: Final = {"int64": "DT_INT64", "int32": "DT_INT32", "float32": "DT_FLOAT"}
 # What went wrong in HTTP itself, as metrics and programs are told.
 _REASONS: Final = {404: "no-route", 405: "method", 408: "slow-body", 415: "content-type"}
@@ -118,7 +119,7 @@ class _Rest:
     def endpoints(self) -> Sequence[Endpoint]:
         """All routes."""
         model = "/v1/models/{name}"
-        chosen = (model, model + "/versions/{version:int}", model + "/labels/{label}")
+        chosen = (model, model + "/versions/{version}", model + "/labels/{label}")
         table: list[tuple[str, str, str, Scope | None, Any]] = [
             *(("POST", p + ":predict", "predict", Scope.PREDICT, self._predict) for p in chosen),
             *(("GET", p + "/metadata", "metadata", Scope.PREDICT, self._metadata) for p in chosen),
@@ -162,6 +163,9 @@ class _Rest:
             read_all = True
             async with asyncio.timeout(self._parts.policy.answer_s):
                 response = await one.act(request, body)
+        except asyncio.CancelledError:  # the server stops, and it takes too long
+            admission.refused(call, TimeoutError())
+            raise
         except ClientDisconnect as gone:
             return self._failure(call, HTTPException(408, f"gone: {gone}"), close=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
@@ -173,6 +177,8 @@ class _Rest:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != JSON:
             raise HTTPException(415, f"the Content-Type is {kind[:100]!r}, expected {JSON}")
+        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+            raise HTTPException(415, f"the Content-Encoding is {packed[:100]!r}, expected none")
         limit = self._parts.policy.max_body_bytes
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
@@ -272,7 +278,7 @@ class _Rest:
 
     async def _readyz(self, _: Request, __: bytes) -> Response:
         ready = self._api.ready()
-        status = "ready" if ready else "no model serves yet"
+        status = "ready" if ready else "starting"
         return _json(ProbeAnswer(status=status), 200 if ready else 503)
 
     async def _openapi(self, _: Request, __: bytes) -> Response:
@@ -306,7 +312,14 @@ def _in_http(error: Exception) -> Outcome | None:
 
 def _choice(request: Request) -> ModelChoice:
     given = request.path_params
-    return ModelChoice(name=given["name"], version=given.get("version"), label=given.get("label"))
+    version: str | None = given.get("version")
+    if version is not None and not (version.isdecimal() and len(version) <= MAX_DIGITS):
+        raise NotServed(f"no version {version[:100]!r}: versions are numbers")
+    return ModelChoice(
+        name=given["name"],
+        version=None if version is None else int(version),
+        label=given.get("label"),
+    )
 
 
 def _address(request: Request) -> str:

@@ -102,7 +102,7 @@ def _stacked(name: str, rows: Sequence[Any], spec: TensorSpec | None) -> Array:
     if array.ndim != len(spec.shape) + 1:
         detail = f"input {name!r} takes a list in each row, one value a candidate"
         raise Rejected(Reason.OUT_OF_RANGE, detail)
-    return array.reshape(-1, *array.shape[2:])
+    return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
 def _array(name: str, value: Any, spec: TensorSpec | None) -> Array:

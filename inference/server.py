@@ -129,6 +129,8 @@ class Server:
         stack.callback(self._sets.close)
         self._releases = self._release_feed()
         self._reloader = self._follow_releases()
+        self._steps = SetRouter(self._sets, self._live)
+        self._started = threading.Event()
         self._ports = f"metrics on port {self._port}"
 
     def expose(self, stop: threading.Event) -> None:
@@ -148,6 +150,7 @@ class Server:
             steps=SetRouter(self._sets, self._live, lambda one: one.beside),
             live=self._live,
             titles=self._titles or Titles(),
+            started=self._started,
             clock=self._clock,
             metrics=self._metrics,
         )
@@ -161,17 +164,17 @@ class Server:
         while not stop.is_set() and not (items.is_set() and self._reloader.settled()):
             if self._clock.monotonic_s() > end_s:
                 log.warning("serve.not_ready", items=items.is_set())
-                return
+                break
             self._clock.sleep(0.02)
+        self._started.set()
 
     def serve(self, stop: threading.Event) -> None:
         """Live after live of the pipeline, until told to stop."""
-        steps = SetRouter(self._sets, self._live)
         while not stop.is_set():
             try:
                 with self._ends() as ends:
                     consumer = Consumer(
-                        ends, steps, self._policy(), self._clock, self._costs, self._metrics
+                        ends, self._steps, self._policy(), self._clock, self._costs, self._metrics
                     )
                     self._announce(consumer, stop)
                     consumer.run(stop)

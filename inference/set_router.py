@@ -18,16 +18,17 @@ import structlog
 from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures, UserFeatures
-from features.declare import FeatureSet
+from features.declare import Array, FeatureSet
 from features.hashing import hash_ids
 from inference.answers import Answered, Answers
 from inference.live import Deployment, Live
-from inference.model import Model, ModelRef, Scored
+from inference.model import Model, ModelRef, Scored, TensorModel
 from inference.requests import Asked, Bad
 from inference.rollout import ARMS, arms
 from inference.service import Prepared as Ready
 from inference.service import Scored as Done
 from inference.service import Service
+from inference.tensors import Signature
 from schemas.events import Arm, Recommendation, Shadow
 
 log = structlog.get_logger(__name__)
@@ -101,7 +102,7 @@ class SetServices:
 
 
 class _Kept:
-    """A model that says when it is closed."""
+    """A model that says when it is closed; it takes tensors if the model does."""
 
     def __init__(self, model: Model, on_close: Callable[[], None]) -> None:
         self._model = model
@@ -118,6 +119,19 @@ class _Kept:
         self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
     ) -> NDArray[np.float32]:
         return self._model.rank(users, candidates, items)
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        return self._tensors().signatures
+
+    def predict(self, signature: str, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        return self._tensors().predict(signature, inputs, rows)
+
+    def _tensors(self) -> TensorModel:
+        if not isinstance(self._model, TensorModel):
+            # The error that says that this is no TensorModel either.
+            raise AttributeError("the model takes no tensors")  # noqa: TRY004
+        return self._model
 
     def close(self) -> None:
         self._model.close()

@@ -11,7 +11,7 @@ MAX_TITLE = 300  # characters kept of a title
 
 class Titles:
     """
-    The newest title of each item of the catalogue. One thread may put while others read.
+    The newest title of each item of the catalogue. Threads may put while others read.
 
     >>> titles = Titles()
     >>> titles.put([Item(item_id="a", title="A tale")])

@@ -126,7 +126,7 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "monitor.alerts": MetricSpec("counter", "drift alerts raised", ("severity",)),
     "monitor.statistic": MetricSpec("gauge", "evidence of drift", ("stream",)),
     "network.latency_s": MetricSpec(
-        "histogram", "from the last byte of a call to its answer", ("protocol", "route")
+        "histogram", "from the head of a call to its answer", ("protocol", "route")
     ),
     "network.refused": MetricSpec("counter", "calls refused", ("protocol", "reason")),
     "network.requests": MetricSpec("counter", "calls answered", ("protocol", "route", "code")),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from features.catalog import CATALOG
-from features.declare import FeatureSet, Level
+from features.declare import Level
 from features.hashing import hash_ids
 from inference.admission import Admission
 from inference.api import Api, ApiParts, ApiPolicy
@@ -28,13 +29,10 @@ from inference.quota import Quotas
 from inference.recorder import AnswerRecorder
 from inference.release import Why, first
 from inference.rest import RestPolicy
-from inference.service import Service
-from inference.set_router import SetRouter, SetServices
 from inference.titles import Titles
 from ingest.log import TopicPartition
 from ingest.memory import MemoryLog, MemoryProducer
 from schemas.codec import Codec
-from schemas.errors import Refused
 from schemas.events import Item, Recommendation, UserEvent
 from schemas.registry import MemoryRegistry
 from tests.serving import ITEMS, PARTITIONS, World
@@ -132,28 +130,8 @@ class Setup:
     rules: TokenRules | None = None
     quotas: Quotas | None = None
     max_waiting_bytes: int = 64 << 20
-
-
-@dataclass(frozen=True)
-class OneSet:
-    """The catalog's feature set, served by a small world."""
-
-    world: World
-
-    @property
-    def service(self) -> Service:
-        return self.world.service
-
-    @property
-    def beside(self) -> Service:
-        return self.world.service
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def refused(features: FeatureSet) -> OneSet:
-    raise Refused(f"no rows of feature set {features.fingerprint}")
+    started: threading.Event = field(default_factory=threading.Event)
+    ended: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -177,10 +155,11 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
     recorder = AnswerRecorder(answers, producer, world.clock, world.metrics, timeout_s=5)
     parts = ApiParts(
         model_name=MODEL,
-        steps=SetRouter(SetServices(OneSet(world), refused), world.live),
+        steps=world.service,
         live=world.live,
         publisher=publisher,
         recorder=recorder,
+        started=setup.started,
     )
     api = Api(parts, world.clock, world.metrics, setup.policy)
     titles = Titles()
@@ -191,7 +170,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         NetworkParts(api=api, admission=admission, titles=titles, model_name=MODEL),
         NetworkOptions(http=setup.http, rest=setup.rest, grpc=setup.grpc),
         world.clock,
-        ended=lambda: None,
+        ended=setup.ended,
     )
     try:
         yield Served(world=world, log=log, api=api, network=network, registry=registry)

@@ -28,7 +28,9 @@ def issuer(tmp_path_factory) -> Issuer:
 @pytest.fixture(scope="module")
 def described(issuer, tmp_path_factory):
     model = tiny_model(tmp_path_factory.mktemp("model") / "1")
-    with served(model, Setup(rules=issuer.rules())) as rest:
+    setup = Setup(rules=issuer.rules())
+    setup.started.set()
+    with served(model, setup) as rest:
         url = f"http://127.0.0.1:{rest.network.http_port}/openapi.json"
         yield schemathesis.openapi.from_url(url)
 

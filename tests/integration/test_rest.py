@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,12 +14,16 @@ import numpy as np
 import pytest
 import structlog
 
+from deploy.ports import reserve
 from inference.api import ApiPolicy
 from inference.batcher import BatchPolicy
-from inference.listen import HttpOptions
+from inference.http import HttpServer
+from inference.listen import HttpOptions, Tls
+from inference.quota import Quotas, parsed
 from inference.rest import RestPolicy
+from ingest.clock import SystemClock
 from schemas.codec import Decoder
-from schemas.errors import Misconfigured
+from schemas.errors import Misconfigured, ProcessFailed
 from schemas.events import EventType, Recommendation, UserEvent
 from tests.network_world import (
     HASHES,
@@ -30,6 +36,7 @@ from tests.network_world import (
 )
 from tests.serving import ITEMS, place
 from tests.serving import model as constant_model
+from tests.tls_proxy import Authority
 from tests.tokens import Issuer
 
 pytestmark = pytest.mark.tf
@@ -130,13 +137,29 @@ def test_a_request_that_is_not_served_is_told_what_was_expected(rest, body, told
     goes_on(rest)
 
 
-def test_without_a_model_users_get_popular_items_and_the_probe_says_so():
+def test_without_a_model_users_get_popular_items():
     with served(None) as rest:
         found = rest.post("/v1/recommend", {"user_id": "ann"}).json
         assert (found["status"], found["fallback_reason"]) == ("FALLBACK", "no-model")
-        assert rest.call("GET", "/healthz").status == 200
-        assert rest.call("GET", "/readyz").status == 503
         assert rest.post(PREDICT, {"inputs": {}}).status == 404
+
+
+def test_a_request_that_breaks_its_batch_is_told_alone(model):
+    with served(model) as rest, ThreadPoolExecutor(8) as pool:
+        read = rest.world.store.snapshots
+
+        def breaking(users):
+            if any("poison" in one for of in users.values() for one in of):
+                raise ZeroDivisionError("a bug that this user provokes")
+            return read(users)
+
+        rest.world.store.snapshots = breaking
+        users = [f"u{n}" for n in range(20)] + ["poison"]
+        calls = {u: pool.submit(rest.post, "/v1/recommend", {"user_id": u}) for u in users}
+        answers = {user: call.result(20) for user, call in calls.items()}
+    bad = answers.pop("poison")
+    assert (bad.status, bad.json["reason"]) == (500, "poison")
+    assert {answer.status for answer in answers.values()} == {200}
 
 
 # --- tensors
@@ -238,7 +261,9 @@ def test_what_is_not_json_is_refused(rest, body):
     ("path", "told"),
     [
         ("/v1/models/m/versions/7", "no version 7: in memory are 1"),
-        ("/v1/models/m/versions/99999999999999999999", "no version 99999999999999999999"),
+        ("/v1/models/m/versions/999999999999999999", "no version 999999999999999999: in"),
+        ("/v1/models/m/versions/" + "9" * 5000, "versions are numbers"),
+        ("/v1/models/m/versions/latest", "versions are numbers"),
         ("/v1/models/m/labels/canary", "no version with label 'canary': labels are stable"),
         ("/v1/models/other", "no model 'other': 'm' serves"),
     ],
@@ -333,6 +358,11 @@ def test_another_content_type_is_refused(rest, kind):
     assert (answer.status, answer.json["reason"]) == (415, "content-type")
 
 
+def test_a_packed_body_is_refused(rest):
+    answer = rest.call("POST", "/v1/recommend", b"\x1f\x8b", Content_Encoding="gzip")
+    assert (answer.status, "Content-Encoding" in answer.json["error"]) == (415, True)
+
+
 def test_a_body_over_the_limit_is_refused_before_it_is_read(rest):
     with socket.create_connection(("127.0.0.1", rest.network.http_port), 20) as raw:
         raw.sendall(head(content_length=10**9))
@@ -383,6 +413,28 @@ def test_a_slow_client_loses_its_connection_and_others_go_on(rest, eventually):
     assert rest.refused("large-header") == 1
     assert rest.refused("slow-body") == 1
     goes_on(rest)
+
+
+def test_a_client_that_never_ends_its_handshake_loses_its_connection(model, tmp_path):
+    authority = Authority(tmp_path, "authority")
+    identity = authority.issue("serve")
+    tls = Tls(cert_file=identity.certificate, key_file=identity.key)
+    with served(model, Setup(http=HttpOptions(tls=tls, header_s=0.3))) as rest:
+        with socket.create_connection(("127.0.0.1", rest.network.http_port), 20) as raw:
+            assert raw.recv(100) == b""
+        rest.tls = ssl.create_default_context(cafile=str(authority.file))
+        goes_on(rest)
+
+
+def test_a_certificate_that_does_not_load_is_told_at_start(tmp_path):
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("no PEM")
+    tls = Tls(cert_file=tmp_path / "cert", key_file=tmp_path / "key")
+    with (
+        pytest.raises(Misconfigured, match="cannot serve HTTP on"),
+        served(None, Setup(http=HttpOptions(tls=tls))),
+    ):
+        pass
 
 
 def test_one_connection_can_make_many_calls(rest):
@@ -444,10 +496,31 @@ def test_who_may_not_is_told_why_and_written_down_by_hash(guarded, claims, statu
     assert "secret-user" not in str(entry)
 
 
+def test_guessing_tokens_has_a_quota(model, tmp_path):
+    with reserve(1) as nowhere:  # no store: the process counts
+        url = f"redis://127.0.0.1:{nowhere.numbers[0]}/0"
+        issuer, clock = Issuer(tmp_path), SystemClock()
+        quotas = Quotas(parsed("3/hour"), url, clock, prefix="guess-")
+        with served(model, Setup(rules=issuer.rules(), quotas=quotas)) as rest:
+            wrong = [rest.post("/v1/recommend", {}, Authorization="Bearer x") for _ in range(5)]
+            assert [answer.status for answer in wrong] == [401] * 3 + [429] * 2
+            right = rest.post("/v1/recommend", {"user_id": "a"}, Authorization=issuer.bearer())
+            assert right.status == 200
+
+
+def test_callers_are_sent_here_once_items_and_model_are_read():
+    setup = Setup()
+    with served(None, setup) as rest:
+        assert rest.call("GET", "/healthz").status == 200
+        assert rest.call("GET", "/readyz").status == 503
+        setup.started.set()
+        assert rest.call("GET", "/readyz").status == 200
+
+
 def test_probes_and_the_description_need_no_token(guarded):
     rest, _ = guarded
     for path in ("/healthz", "/readyz", "/openapi.json"):
-        assert rest.call("GET", path).status == 200
+        assert rest.call("GET", path).status in (200, 503)
     assert rest.call("GET", "/v1/models/m").status == 401
 
 
@@ -499,6 +572,46 @@ def test_a_taken_port_is_told_at_start(rest):
     taken = Setup(http=HttpOptions(port=rest.network.http_port))
     with pytest.raises(Misconfigured, match="cannot serve HTTP on"), served(None, taken):
         pass
+
+
+def test_calls_under_way_are_answered_when_the_server_stops(model, eventually):
+    with served(model) as rest, ThreadPoolExecutor(2) as pool:
+        reading, go = threading.Event(), threading.Event()
+        before_reading(rest, lambda: (reading.set(), go.wait(20)))
+        call = pool.submit(rest.post, "/v1/recommend", {"user_id": "ann"})
+        assert reading.wait(20)
+        closing = pool.submit(rest.network.close)
+        eventually(lambda: is_closed(rest.network.http_port))
+        go.set()
+        assert call.result(20).status == 200
+        closing.result(20)
+
+
+def is_closed(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_server_that_ends_by_itself_is_told(model, monkeypatch, eventually):
+    go, ended = threading.Event(), threading.Event()
+
+    async def broken(self) -> None:
+        await asyncio.to_thread(go.wait, 20)
+        self._socket.close()
+        raise OSError("no more files")
+
+    monkeypatch.setattr(HttpServer, "serve", broken)
+
+    def serving() -> None:
+        with served(model, Setup(ended=ended.set)):
+            go.set()
+            assert ended.wait(20)
+
+    with pytest.raises(ProcessFailed, match="no more files"):
+        serving()
 
 
 def test_numbers_of_calls_are_counted_by_route_and_code(rest):

@@ -9,7 +9,7 @@ import os
 import jwt
 import pytest
 
-from inference.auth import Client, Scope, TokenRules, Tokens
+from inference.auth import Client, Scope, TokenRules, Tokens, hashed
 from ingest.clock import ManualClock, SystemClock
 from schemas.errors import Forbidden, Misconfigured, Unauthenticated
 from tests.tokens import Issuer
@@ -67,6 +67,25 @@ def test_an_issuer_that_is_asked_for_must_be_there(issuer):
 def test_a_header_without_a_token_is_refused(tokens, header):
     with pytest.raises(Unauthenticated):
         tokens.client(header)
+
+
+@pytest.mark.parametrize(
+    "head", [b"[" * 20_000, b"[]", b"null", b'{"alg": []}', b'{"alg": "HS256", "kid": {}}', b"\xff"]
+)
+def test_a_head_of_an_odd_shape_is_refused(tokens, head):
+    piece = base64.urlsafe_b64encode(head).decode().rstrip("=")
+    with pytest.raises(Unauthenticated):
+        tokens.client(f"Bearer {piece}.e30.c2ln")
+
+
+@pytest.mark.parametrize("claims", [{"exp": [1]}, {"exp": {}}, {"nbf": []}, {"aud": {"a": 1}}])
+def test_claims_of_an_odd_shape_are_refused(tokens, issuer, claims):
+    with pytest.raises(Unauthenticated):
+        tokens.client(issuer.bearer(**claims))
+
+
+def test_a_scope_that_is_no_text_allows_nothing(tokens, issuer):
+    assert tokens.client(issuer.bearer(scope=["predict"])).scopes == frozenset()
 
 
 def test_an_unsigned_token_is_refused(tokens, issuer):
@@ -129,6 +148,11 @@ def test_unusable_keys_are_refused_at_start(tmp_path, name, content, told):
         file.write_bytes(content)
     with pytest.raises(Misconfigured, match=told):
         Tokens(TokenRules(audience="us", **{name: file}), ManualClock())
+
+
+def test_a_client_is_hashed_whatever_its_name_is():
+    names = ["ann", "bob", "", "\ud800", "x" * 200]
+    assert len({hashed(name) for name in names}) == len(names)
 
 
 def test_rules_without_a_key_or_an_audience_are_refused(tmp_path):

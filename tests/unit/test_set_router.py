@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 
 from features.catalog import CATALOG
-from features.declare import FeatureSet, Level
+from features.declare import Array, FeatureSet, Level
 from features.hashing import hash_ids
-from inference.model import Model
+from inference.constant import ConstantModel
+from inference.model import Model, ModelRef, TensorModel
 from inference.rollout import in_canary
 from inference.service import Service
 from inference.set_router import SetRouter, SetServices
+from inference.tensors import Signature
 from schemas.errors import Refused
 from schemas.events import Arm, Recommendation, Release, Status
 from tests.feature_sets import OLD
@@ -191,3 +194,22 @@ def test_a_set_without_rows_is_refused_with_its_model(sets: Sets) -> None:
 
 def test_without_a_release_popular_items_are_answered(sets: Sets) -> None:
     assert {a.fallback_reason for a in sets.answer()} == {"no-model"}
+
+
+class WithTensors(ConstantModel):
+    """A model that takes tensors."""
+
+    signatures: Mapping[str, Signature] = {"rank": Signature(inputs={}, outputs={})}
+
+    def predict(self, signature: str, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        return {"rows": np.arange(rows)}
+
+
+def test_a_model_of_another_set_takes_tensors_if_it_does_by_itself(sets: Sets) -> None:
+    ref = ModelRef(name="m", version=1, fingerprint=OLD.fingerprint)
+    able = WithTensors(ref, np.zeros(0, np.uint64), np.zeros(0, np.float32))
+    kept = sets.services.kept_for(able, OLD)
+    assert isinstance(kept, TensorModel)
+    assert list(kept.signatures) == ["rank"]
+    assert kept.predict("rank", {}, 2)["rows"].tolist() == [0, 1]
+    assert not isinstance(sets.old(), TensorModel)

@@ -25,7 +25,11 @@ EXPORTS = dict(
     line.removeprefix("export ").split("=", 1) for line in LINES if line.startswith("export ")
 )
 INLINE = sorted(
-    {line for line in re.findall(r"`(millstream [a-z][^`]*)`", README) if line not in GUIDE}
+    {
+        line
+        for found in re.findall(r"`(millstream [a-z][^`]*)`", README)
+        if (line := " ".join(found.split())) not in GUIDE
+    }
 )
 # They work until they are stopped; the others end by themselves.
 LASTING = ("features run", "features join", "features archive", "serve", "monitor", "control")
@@ -34,6 +38,7 @@ LASTING_TOO = ("simulate",)
 ELSEWHERE = {
     "--flink": "integration/test_runners.py",
     "audit": "integration/test_audit.py",
+    "features migrate": "chaos/test_migrate.py",
     "--http-port": "integration/test_serve_network.py",
     "--rows": "integration/test_backfill_rows.py",
     "repartition": "integration/test_repartition.py",

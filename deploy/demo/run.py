@@ -160,7 +160,7 @@ class Demo:
     def _serve(self, crew: Crew, log: KafkaLog, registry: RemoteRegistry) -> None:
         """The workers of live traffic, and the observer."""
         self._phase("starting the workers")
-        crew.worker("serve", "serve", "--max-wait-ms", "80")
+        crew.worker("serve", "serve", "--objective-ms", "80")
         for name in BESIDE:
             crew.supervisor.wait(name)
         assert self.traffic is not None

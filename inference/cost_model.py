@@ -5,6 +5,10 @@ Recursive least squares with exponential forgetting (Haykin, Adaptive Filter The
 chapter 9) of relative errors, since long calls scatter more. What lies far off pulls no more than
 what lies at the limit (Huber 1964): a garbage collection moves the line little, a model that became
 slower moves it within some dozen calls.
+
+Calls of one size, as in a quiet night, say nothing of the slope. Forgetting alone would grow unsure
+of it without end, until a single slow call moved the line anywhere: what is known is kept as the
+matrix of second moments, which never falls below `LEAST_KNOWN` of one call.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Final
 
 FORGET: Final = 0.98  # a call counts half after 34 more
 HUBER: Final = 3.0  # typical errors; beyond, an error's pull grows no more
-_FIRST_VARIANCE: Final = 1e3  # of the line's parts: nothing is known of the line yet
+LEAST_KNOWN: Final = 0.05  # of a call, in each direction
 _LEAST_S: Final = 1e-5  # relative errors of shorter calls mean nothing
 _LEAST_ERROR: Final = 0.02  # calls are never more alike than this
 _FIRST: Final = 8  # calls that nothing is held against
@@ -45,8 +49,8 @@ class CostModel:
         self._sizes = tuple(sizes)
         self._lock = threading.Lock()
         self._line = (first_s, 0.0)  # seconds, and seconds per _ROWS_UNIT rows
-        # The inverse of the observations' weighted second moments, [2, 2] and symmetric.
-        self._spread = (_FIRST_VARIANCE, 0.0, _FIRST_VARIANCE)
+        # The observations' weighted second moments, [2, 2] and symmetric.
+        self._known = (0.0, 0.0, 0.0)
         self._typical = 0.2  # relative error
         self._seen = 0
 
@@ -82,15 +86,12 @@ class CostModel:
             error = took_s - fixed - slope * x
             size_s = max(_LEAST_S, fixed + slope * x, took_s / 4)
             weight = self._weight(abs(error) / size_s) / size_s**2
-            p, q, r = self._spread
-            u, v = p + q * x, q + r * x  # spread times (1, x)
-            scale = FORGET / weight + u + v * x
-            self._line = (fixed + u / scale * error, slope + v / scale * error)
-            self._spread = (
-                min(_FIRST_VARIANCE, (p - u * u / scale) / FORGET),
-                (q - u * v / scale) / FORGET,
-                min(_FIRST_VARIANCE, (r - v * v / scale) / FORGET),
-            )
+            least = LEAST_KNOWN / size_s**2 * (1 - FORGET if self._seen > 1 else 1)
+            p, q, r = (FORGET * known for known in self._known)
+            p, q, r = p + weight + least, q + weight * x, r + weight * x * x + least
+            pull = weight * error / (p * r - q * q)
+            self._line = (fixed + (r - q * x) * pull, slope + (p * x - q) * pull)
+            self._known = (p, q, r)
 
     def _weight(self, error: float) -> float:
         """Huber's, of a relative error: 1 for an ordinary one, less for one that is far off."""

@@ -48,6 +48,23 @@ def test_calls_of_one_size_only_still_give_that_size() -> None:
     assert model.predict(256) == pytest.approx(0.031, rel=0.3)
 
 
+@pytest.mark.parametrize("sizes", [(1,), (16,), (1, 2), (4, 8)])
+@pytest.mark.parametrize("calls", [600, 3_000])
+def test_after_a_quiet_night_one_slow_call_moves_it_little_and_a_burst_is_expected(
+    sizes: tuple[int, ...], calls: int
+) -> None:
+    model, chance = fed(CostModel(SIZES), 0.003, 0.00005, 200), random.Random(5)
+    before_s = model.predict(256)
+    for _ in range(calls):
+        rows = chance.choice(sizes)
+        model.observe(rows, (0.003 + 0.00005 * rows) * (1 + 0.05 * chance.gauss(0, 1)))
+    usual_s = model.predict(sizes[0])
+    assert model.predict(256) == pytest.approx(before_s, rel=0.5)
+    model.observe(sizes[0], 0.2)
+    assert model.predict(sizes[0]) == pytest.approx(usual_s, rel=0.3)
+    assert model.predict(256) == pytest.approx(before_s, rel=0.5)
+
+
 def test_one_slow_call_moves_it_little() -> None:
     model = fed(CostModel(SIZES), 0.003, 0.0001, 200)
     before = model.predict(64)

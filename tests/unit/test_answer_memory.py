@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from inference.answer_memory import AnswerMemory, DeliveredAnswers
+from inference.answer_memory import ENTRY_BYTES, AnswerMemory, DeliveredAnswers, Name
 from inference.requests import Asked
 from ingest.log import Outgoing
 from ingest.memory import MemoryLog, MemorySource
@@ -25,8 +25,8 @@ class Delivered:
 
     answers: dict[int, list[tuple[str, bytes]]] = field(default_factory=dict)
 
-    def read(self, partitions: Sequence[int]) -> list[tuple[str, bytes]]:
-        return [one for p in partitions for one in self.answers.get(p, [])]
+    def read(self, partitions: Sequence[int]) -> list[tuple[Name, bytes]]:
+        return [(Name(b"ann", i), v) for p in partitions for i, v in self.answers.get(p, [])]
 
 
 def asked(*ids: str) -> list[Asked]:
@@ -47,6 +47,20 @@ def test_the_first_answer_stays() -> None:
     assert told(memory, ["b", "c"], b"4", b"5") == [b"2", b"5"]
 
 
+def test_nobody_gets_an_answer_that_was_another_users() -> None:
+    memory = AnswerMemory(Delivered({0: [("a", b"of ann")]}))
+    memory.learn([0])
+    asked = World().asked(request("bob", request_id="a"), request("ann", request_id="a"))
+    answers = [Outgoing(topic="t", key=k, value=v) for k, v in [(b"bob", b"1"), (b"ann", b"2")]]
+    assert [one.value for one in memory.recalled(asked, answers)] == [b"1", b"of ann"]
+
+
+def test_requests_without_an_id_repeat_nothing() -> None:
+    memory = AnswerMemory(Delivered())
+    assert told(memory, ["", ""], b"1", b"2") == [b"1", b"2"]
+    assert len(memory) == 0
+
+
 def test_what_was_delivered_before_the_partition_came_is_known() -> None:
     memory = AnswerMemory(Delivered({0: [("a", b"old")], 1: [("b", b"elsewhere")]}))
     memory.learn([0])
@@ -56,7 +70,7 @@ def test_what_was_delivered_before_the_partition_came_is_known() -> None:
 
 
 def test_the_oldest_answers_make_room() -> None:
-    memory = AnswerMemory(Delivered(), max_bytes=10)
+    memory = AnswerMemory(Delivered(), max_bytes=2 * ENTRY_BYTES + 10)
     told(memory, ["a", "b", "c"], b"12345", b"12345", b"12345")
     assert len(memory) == 2
     assert told(memory, ["c", "a"], b"x", b"y") == [b"12345", b"y"]
@@ -73,7 +87,7 @@ def test_delivered_answers_are_the_newest_of_each_partition() -> None:
         value = codec.encode(answer)
         log.append(Outgoing(topic="answers", key=b"ann", value=value, partition=number % 2))
     found = DeliveredAnswers(log, MemorySource(log), registry, "answers").read([1, 2])
-    assert [request_id for request_id, _ in found] == [f"r{n}" for n in range(1, 30, 2)]
+    assert [name for name, _ in found] == [Name(b"ann", f"r{n}") for n in range(1, 30, 2)]
     assert codec.decode(found[-1][1]).request_id == "r29"
     newest = [b.values for b in tail(log, MemorySource(log), "answers", [0, 1, 2], 2)]
     assert [codec.decode(v).request_id for values in newest for v in values] == [

@@ -3,8 +3,8 @@ Repeated requests get the answer that was given: for delivery at least once.
 
 After a crash the group's offsets stand before answers that were delivered already. Their requests
 are read again, and so are requests that a client repeats. Scored again they could be answered
-otherwise, since the user's row has moved on. So what was answered lately is kept by user and id, and
-read back from the topic of answers whenever a partition is assigned.
+otherwise, since the user's row has moved on. So what was answered lately is kept, by user and id,
+and read back from the topic of answers whenever a partition is assigned.
 
 By user too, since ids are made by clients: nobody may get an answer that was another user's.
 """

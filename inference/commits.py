@@ -39,6 +39,7 @@ class Written:
 
     records: Sequence[Outgoing]
     dead: Sequence[Bad]
+    scored_s: float  # when, on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

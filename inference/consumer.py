@@ -71,6 +71,9 @@ class Steps(Protocol):
 
     def score(self, prepared: Any) -> Any: ...
 
+    def modelled(self, scored: Any) -> int:
+        """How many of the requests a model was asked for: what the step took is for these."""
+
     def finish(self, scored: Any) -> Answers: ...
 
 
@@ -80,11 +83,13 @@ class Costs:
 
     prepare: CostModel
     score: CostModel
+    deliver: CostModel  # from being scored to being committed
 
     @classmethod
     def unknown(cls, sizes: Sequence[int]) -> Costs:
         """Nothing is known yet of calls that are padded to these sizes; nothing else is padded."""
-        return cls(prepare=CostModel(range(1, sizes[-1] + 1)), score=CostModel(sizes))
+        whole = range(1, sizes[-1] + 1)
+        return cls(prepare=CostModel(whole), score=CostModel(sizes), deliver=CostModel(whole))
 
 
 class Consumer:
@@ -219,11 +224,16 @@ class Consumer:
         self._put(self._to_prepare, entries)
 
     def _due_s(self, entry: Entry) -> float | None:
-        """When a request must be scored, on the monotonic clock; None: by the objective."""
+        """
+        When a request must be scored, on the monotonic clock; None: by the objective.
+
+        Early enough to be committed by its deadline: nobody sees an answer sooner.
+        """
         if isinstance(entry, Bad) or entry.request.deadline_ms is None:
             return None
         left_ms = entry.timestamp_ms + entry.request.deadline_ms - self._clock.now_ms()
-        return self._clock.monotonic_s() + left_ms / 1000
+        deliver_s = self._costs.deliver.predict(1)
+        return self._clock.monotonic_s() + left_ms / 1000 - deliver_s
 
     def _insistently(self, call: Callable[[], T]) -> T:
         """A registry or broker that does not answer makes requests wait; it loses none."""
@@ -277,20 +287,23 @@ class Consumer:
             with self._settled:
                 self._scoring_since_s = since_s
             scored = self._steps.score(step.made)
-            self._costs.score.observe(len(step.entries), self._clock.monotonic_s() - since_s)
+            scored_s = self._clock.monotonic_s()
+            if rows := self._steps.modelled(scored):
+                self._costs.score.observe(rows, scored_s - since_s)
             with self._settled:
                 self._unscored.popleft()
                 self._scoring_since_s = None
-            self._put(self._to_finish, Step(step.entries, scored))
+            self._put(self._to_finish, Step(step.entries, (scored, scored_s)))
 
     def _finish(self) -> None:
         while (step := self._get(self._to_finish)) is not None:
-            answers = self._steps.finish(step.made)
+            scored, scored_s = step.made
+            answers = self._steps.finish(scored)
             records = self._insistently(partial(self._ends.writer.records, answers))
             if self._ends.memory is not None:
                 asked = [one for one in step.entries if isinstance(one, Asked)]
                 records = self._ends.memory.recalled(asked, records)
-            self._put(self._to_commit, Step(step.entries, Written(records, answers.dead)))
+            self._put(self._to_commit, Step(step.entries, Written(records, answers.dead, scored_s)))
 
     # --- the committing thread -------------------------------------------------------------------
 
@@ -300,6 +313,9 @@ class Consumer:
             while len(run) < self._policy.commit_batches and not self._to_commit.empty():
                 run.append(self._to_commit.get())
             self._commits.commit(run)
+            now_s = self._clock.monotonic_s()
+            for part in run:
+                self._costs.deliver.observe(len(part.entries), now_s - part.made.scored_s)
             with self._settled:
                 self._under_way -= sum(len(part.entries) for part in run)
                 self._settled.notify_all()

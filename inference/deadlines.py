@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,12 @@ from numpy.typing import NDArray
 from inference.answers import closed
 from inference.batcher import Cost
 from inference.requests import Asked
+from ingest.clock import Clock
 from schemas.events import Recommendation, Status
+
+# Nobody is too late by costs that are older: a slow spell in which nobody gets a model would be the
+# last thing known of it.
+BELIEVED_S: Final = 1.0
 
 
 def expired(one: Asked, now_ms: int) -> Recommendation | None:
@@ -22,21 +28,37 @@ def expired(one: Asked, now_ms: int) -> Recommendation | None:
     return closed(one, Status.EXPIRED, f"taken up {late_ms} ms after its deadline")
 
 
-def too_late(asked: Sequence[Asked], now_ms: int, cost: Cost | None) -> NDArray[np.bool_]:
-    """
-    [n] who would get a model's answer only after the deadline, as far as is known.
+class TogetherCost:
+    """Of things that follow each other. Implements `inference.batcher.Cost`."""
 
-    Args:
-        cost: of a call; None: nobody is too late for one.
+    def __init__(self, *costs: Cost) -> None:
+        self._costs = costs
+
+    def predict(self, rows: int) -> float:
+        return sum(cost.predict(rows) for cost in self._costs)
+
+
+class TooLate:
     """
-    if cost is None:
-        return np.zeros(len(asked), bool)
-    done_ms = now_ms + 1000 * cost.predict(len(asked))
-    return np.array(
-        [
-            one.request.deadline_ms is not None
-            and done_ms > one.timestamp_ms + one.request.deadline_ms
-            for one in asked
-        ],
-        bool,
-    )
+    Tells who would get a model's answer only after the deadline, as far as is known.
+
+    If nobody got one for `BELIEVED_S`, nobody is too late: what a call costs is learnt anew.
+    """
+
+    def __init__(self, cost: Cost | None, clock: Clock) -> None:
+        """`cost`: from now to the answer; None: nobody is too late."""
+        self._cost = cost
+        self._clock = clock
+        self._asked_s = clock.monotonic_s()  # when a model was last asked
+
+    def among(self, asked: Sequence[Asked]) -> NDArray[np.bool_]:
+        """[n] whether each is too late, if all were scored in one call that begins now."""
+        now_s, late = self._clock.monotonic_s(), np.zeros(len(asked), bool)
+        if self._cost is not None and now_s - self._asked_s <= BELIEVED_S:
+            done_ms = self._clock.now_ms() + 1000 * self._cost.predict(len(asked))
+            for i, one in enumerate(asked):
+                deadline_ms = one.request.deadline_ms
+                late[i] = deadline_ms is not None and done_ms > one.timestamp_ms + deadline_ms
+        if not late.all():
+            self._asked_s = now_s
+        return late

@@ -17,6 +17,7 @@ from inference.answer_memory import AnswerMemory, DeliveredAnswers
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
+from inference.deadlines import TogetherCost
 from inference.delivery import AtLeastOnce, Delivery
 from inference.encoding import AnswerWriter
 from inference.exposure import Exposed, Exposure, expose
@@ -121,6 +122,7 @@ class Server:
             clock=self._clock,
             metrics=self._metrics,
             score_cost=self._costs.score,
+            answer_cost=TogetherCost(self._costs.score, self._costs.deliver),
             titles=self._titles,
         )
         self._own = SetParts(CATALOG, self._around)

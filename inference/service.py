@@ -27,7 +27,7 @@ from features.declare import FeatureSet, UserContext
 from features.hashing import hash_ids
 from inference.answers import Answered, Answers, Served, Times, closed, shadowed
 from inference.batcher import Cost
-from inference.deadlines import expired, too_late
+from inference.deadlines import TooLate, expired
 from inference.fallback import Popular
 from inference.live import Deployment, Live
 from inference.lookup import Found, RowLookup
@@ -67,7 +67,7 @@ class Parts:
     items: ItemTable
     popular: Popular
     live: Live
-    score_cost: Cost | None = None  # of a model call; None: nobody is too late for one
+    score_cost: Cost | None = None  # until the answer is out; None: nobody is too late for one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,7 @@ class Service:
         self._metrics = metrics
         self._policy = policy or ServicePolicy()
         self._scorer = Scorer(parts.features, parts.items, self._policy.score)
+        self._late = TooLate(parts.score_cost, clock)
         # A batch that is bisected in `finish` takes the other steps again, beside their threads.
         self._reading = threading.Lock()
         self._counting = threading.Lock()
@@ -154,6 +155,10 @@ class Service:
             return Scored(prepared=prepared, error=error)
         score_us = round(1e6 * (self._clock.monotonic_s() - start_s))
         return Scored(prepared=prepared, served=served, shadows=shadows, score_us=score_us)
+
+    def modelled(self, scored: Scored) -> int:
+        """How many of the requests a model was asked for."""
+        return sum(one.reason != DEADLINE for one in scored.served)
 
     @property
     def fingerprint(self) -> str:
@@ -305,7 +310,7 @@ class Service:
         """What each request gets, and what the shadow would have given."""
         release, models = deployment.release, deployment.models
         served: dict[int, Served] = {}
-        late = too_late(batch.asked, self._clock.now_ms(), self._parts.score_cost)
+        late = self._late.among(batch.asked)
         if release is not None:
             users = hash_ids([one.request.user_id for one in batch.asked])
             arm_of = arms(release, users)
@@ -327,7 +332,7 @@ class Service:
                     for i, pick in picks.items()
                 }
         reason = MODEL_FAULT if served or (release and release.stable in models) else NO_MODEL
-        shadows = shadowed(self._scorer, batch, deployment, self._clock)
+        shadows = {} if late.all() else shadowed(self._scorer, batch, deployment, self._clock)
         reasons = [DEADLINE if one else reason for one in late.tolist()]
         return self._completed(batch, served, reasons), shadows
 

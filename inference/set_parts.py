@@ -50,7 +50,8 @@ class Surroundings:
     live: Live
     clock: Clock
     metrics: Metrics
-    score_cost: Cost
+    score_cost: Cost  # of a model call
+    answer_cost: Cost  # of a model call, and of committing its answers
     titles: Titles | None = None  # to be kept, where somebody asks for them
 
     @property
@@ -79,13 +80,13 @@ class SetParts:
         with ExitStack() as stack:
             self._items = ItemTable(features.fingerprint)
             self._feed = self._items_feed(stack)
-            self.service = self._service(stack)
+            self.service = self._service(stack, around.answer_cost)
             self._stack = stack.pop_all()
 
     @cached_property
     def beside(self) -> Service:
         """Another one on the same items and models: reading rows is one thread's, or one waits."""
-        return self._service(self._stack)
+        return self._service(self._stack, self._around.score_cost)
 
     @property
     def items_ready(self) -> threading.Event:
@@ -96,7 +97,7 @@ class SetParts:
         """Give everything up. Idempotent."""
         self._stack.close()
 
-    def _service(self, stack: ExitStack) -> Service:
+    def _service(self, stack: ExitStack, cost: Cost) -> Service:
         around, fingerprint = self._around, self._features.fingerprint
         store = RedisStore(
             around.settings.redis_url,
@@ -120,7 +121,7 @@ class SetParts:
             items=self._items,
             popular=Popular(fingerprint, self._items, TARGETS, around.clock),
             live=around.live,
-            score_cost=around.score_cost,
+            score_cost=cost,
         )
         return Service(parts, around.clock, around.metrics)
 

@@ -193,6 +193,10 @@ class SetRouter:
             done = [(share, self._scored(share, deployment)) for share in routed.shares]
         return RoutedScores(asked=routed.asked, done=done)
 
+    def modelled(self, scores: RoutedScores) -> int:
+        """How many of the requests a model was asked for."""
+        return sum(share.service.modelled(done) for share, done in scores.done)
+
     def finish(self, scores: RoutedScores) -> Answers:
         """Put the answers together, in the order of the requests."""
         if len(scores.done) == 1 and len(scores.done[0][0].index) == len(scores.asked):

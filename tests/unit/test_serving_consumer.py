@@ -14,7 +14,7 @@ from inference.answer_memory import AnswerMemory, DeliveredAnswers
 from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
-from inference.consumer import Consumer, ConsumerPolicy
+from inference.consumer import Consumer, ConsumerPolicy, Costs
 from inference.delivery import AtLeastOnce
 from inference.encoding import AnswerWriter
 from inference.requests import Bad, RequestReader
@@ -350,3 +350,25 @@ def test_an_answer_that_is_too_large_becomes_one_that_says_so(world, eventually)
     for _, answer in world.read("answers", Recommendation):
         assert answer.status is Status.INVALID
         assert "ask for fewer items" in (answer.message or "")
+
+
+def test_costs_are_of_what_a_model_was_asked_for_and_of_delivery(world, eventually):
+    @dataclass(frozen=True)
+    class Unmodelled(Whole):
+        def modelled(self, scored):
+            return 0
+
+    clock = SystemClock()
+    costs = Costs.unknown([8])
+    before_s = (costs.score.predict(1), costs.deliver.predict(1))
+    world.ask(40)
+    ends = world.ends()
+    consumer = Consumer(ends, Unmodelled(echo), POLICY, clock, costs)
+    serve_until(world, consumer, everyone_once(world, 40), eventually)
+    ends.source.close()
+    assert costs.score.predict(1) == before_s[0]
+    assert costs.deliver.predict(1) != before_s[1]
+    consumer = Consumer(world.ends(), Whole(echo), POLICY, clock, costs)
+    world.ask(40, start=40)
+    serve_until(world, consumer, everyone_once(world, 80), eventually)
+    assert costs.score.predict(1) != before_s[0]

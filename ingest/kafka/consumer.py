@@ -35,6 +35,7 @@ class Reader:
         self._timeout_s = timeout_s
         self._down: ck.KafkaError | None = None
         self._fault: MillstreamError | None = None
+        self._fatal: Misconfigured | None = None
         self._pending: deque[RecordBatch] = deque()
         self._seen: set[str] = set()  # topics known to be there
         self.positions: dict[TopicPartition, int] = {}
@@ -72,6 +73,8 @@ class Reader:
             self.consumer.close()
 
     def _fetch(self, max_records: int, timeout_s: float) -> None:
+        if self._fatal is not None:
+            raise self._fatal
         if self._fault is not None:
             fault, self._fault = self._fault, None
             raise fault
@@ -150,6 +153,8 @@ class Reader:
             tp = TopicPartition(message.topic() or "", message.partition() or 0)
             if error.code() == _EOF:
                 ends[tp] = message.offset() or 0
+            elif error.code() == ck.KafkaError._FATAL:
+                self._on_error(error)
             else:
                 place = f"poll {tp.topic}[{tp.partition}] at {self.positions.get(tp)}"
                 self._fault = mapped(error, place)
@@ -175,7 +180,13 @@ class Reader:
     def _on_error(self, error: ck.KafkaError) -> None:
         if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:
             self._down = error
-        elif error.code() in (ck.KafkaError._AUTHENTICATION, ck.KafkaError._FATAL):
+        elif error.code() == ck.KafkaError._FATAL:
+            # A consumer has one: another member has taken its instance id. It reads no more.
+            self._fatal = Misconfigured(
+                f"another process has taken this member's place in its group: {error.str()}. "
+                "Stop one of the two, or give each an --instance of its own"
+            )
+        elif error.code() == ck.KafkaError._AUTHENTICATION:
             self._fault = mapped(error, "poll")
 
 

@@ -38,6 +38,7 @@ class Reader:
         self._fatal: Misconfigured | None = None
         self._pending: deque[RecordBatch] = deque()
         self._seen: set[str] = set()  # topics known to be there
+        self._paused: set[TopicPartition] = set()
         self.positions: dict[TopicPartition, int] = {}
         with mapping("open a consumer"):
             self.consumer = ck.Consumer({**settings, "error_cb": self._on_error})
@@ -51,12 +52,17 @@ class Reader:
         gone = set(partitions)
         for tp in gone:
             self.positions.pop(tp, None)
+        self._paused -= gone
         self._pending = deque(
             b for b in self._pending if TopicPartition(b.topic, b.partition) not in gone
         )
         self._fault = None
 
     def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
+        self._pause(set() if max_records else set(self.positions))
+        if not max_records:
+            self._fetch(1, timeout_s)  # serves the group; a record that was under way is kept
+            return None
         if not self._pending:
             self._fetch(max_records, timeout_s)
         if not self._pending:
@@ -71,6 +77,15 @@ class Reader:
         self._pending.clear()
         with mapping("close the consumer"):
             self.consumer.close()
+
+    def _pause(self, wanted: set[TopicPartition]) -> None:
+        """Fetch nothing of these, and all of the others."""
+        if wanted == self._paused:
+            return
+        with mapping("pause"):
+            self.consumer.resume([ck.TopicPartition(*tp) for tp in self._paused - wanted])
+            self.consumer.pause([ck.TopicPartition(*tp) for tp in wanted - self._paused])
+        self._paused = wanted
 
     def _fetch(self, max_records: int, timeout_s: float) -> None:
         if self._fatal is not None:

@@ -120,6 +120,20 @@ def test_a_second_server_takes_its_share_and_gives_it_back(place, serve, eventua
     assert place.counts() == once(5_000)
 
 
+def test_of_two_servers_of_one_name_the_first_ends_and_says_why(place, serve, eventually):
+    first = serve("0", "--delivery", "at-least-once")
+    eventually(first.ready, timeout_s=60)
+    second = serve("0", "--delivery", "at-least-once")
+    assert first.ended() == 2
+    assert "an --instance of its own" in first.errors.read_text()
+    eventually(second.ready, timeout_s=60)
+    place.ask(range(300))
+    eventually(lambda: place.read() >= 300, timeout_s=60)
+    assert second.stop() == 0
+    place.read()
+    assert place.counts() == once(300)
+
+
 def ends(place: Place, name: str) -> Ends:
     settings, topics = place.settings, place.topics
     servers = settings.bootstrap_servers

@@ -11,6 +11,10 @@ offsets of each partition, and those offsets, in order:
 
 What was not committed is discarded and read again from the group's offsets.
 
+Nothing grows without bound: a full batcher stops the fetching, and the client fetches no more than
+its own queue holds. One that stays full pauses its partitions and still polls, since a member that
+does not is taken for dead.
+
 Producers take turns: a broker is not done with a transaction when its end is acknowledged, and
 makes the same producer's next one wait.
 """
@@ -45,7 +49,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 IDLE_S = 0.1  # how long a thread waits before it looks whether to stop
 FULL_S = 0.002  # how long the fetching thread waits for the scoring thread: a fraction of a batch
-RESERVE = 64  # room that is kept for polls that only serve the group
+# A pause throws away what the client has fetched already: not for a moment's fullness.
+PAUSE_AFTER_S = 1.0
 QUEUED_S = 0.001  # the least wait for a thread that is due: do not spin
 
 
@@ -129,6 +134,7 @@ class Consumer:
         self._unscored: deque[int] = deque()  # sizes of batches handed on and not yet scored
         self._scoring_since_s: float | None = None  # the first of them
         self._rebalances = 0
+        self._full_since_s: float | None = None  # the batcher
         self._group = GroupWord()
         self._commits = Commits(ends, self._group, policy.commit_tries, self._over)
         self.assigned = threading.Event()
@@ -171,11 +177,10 @@ class Consumer:
 
     def _fetch(self) -> None:
         """Poll once, and hand on what is due."""
-        spare = self._batcher.room - RESERVE
+        room = self._batcher.room
         # A full batcher stops the fetching, unless a commit waits to hear of the group.
-        records = 1 if spare < 1 and self._group.wanted and self._batcher.room else spare
-        if records > 0:
-            batch = self._poll(min(records, self._policy.batch.max_size))
+        if room or self._group.wanted or self._long_full():
+            batch = self._poll(min(room, self._policy.batch.max_size))
             if batch is not None and len(batch):
                 entries = self._insistently(lambda: self._ends.reader.read(batch))
                 self._batcher.add(entries, self._due_s)
@@ -184,6 +189,13 @@ class Consumer:
         while not self._to_prepare.full() and (entries := self._batcher.take(self._free_in_s())):
             self._hand_on(entries)
 
+    def _long_full(self) -> bool:
+        """Whether the batcher, which is full, has been so for long."""
+        now_s = self._clock.monotonic_s()
+        if self._full_since_s is None:
+            self._full_since_s = now_s
+        return now_s - self._full_since_s >= PAUSE_AFTER_S
+
     def _poll(self, max_records: int) -> RecordBatch | None:
         """
         The next batch, and the group's metadata for commits.
@@ -191,6 +203,8 @@ class Consumer:
         The metadata is used only if the poll after it brought no rebalance: a member that the
         group has just thrown out gets metadata that no broker checks, and hears of it by the poll.
         """
+        if max_records:
+            self._full_since_s = None
         due_in_s = self._batcher.due_in_s(self._free_in_s())
         wait_s = IDLE_S if due_in_s is None else min(max(due_in_s, QUEUED_S), IDLE_S)
         before, metadata = self._rebalances, self._ends.source.group_metadata()

@@ -122,7 +122,12 @@ class GroupSource(Protocol):
         """
 
     def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
-        """As `Source.poll`, from whatever is assigned now, starting at the group's offsets."""
+        """
+        As `Source.poll`, from whatever is assigned now, starting at the group's offsets.
+
+        With `max_records` 0 it only takes part in the group: no batch comes, and what is assigned
+        pauses, so that nothing more is fetched, until the next call that asks for records.
+        """
 
     def group_metadata(self) -> object:
         """What `TransactionalProducer.commit` needs to fence members of an older generation."""

@@ -137,6 +137,10 @@ class Server:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(30)
 
+    def ended(self) -> int:
+        """The exit code of one that ends by itself."""
+        return self._process.wait(60)
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self._process.terminate()

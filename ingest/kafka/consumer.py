@@ -35,8 +35,10 @@ class Reader:
         self._timeout_s = timeout_s
         self._down: ck.KafkaError | None = None
         self._fault: MillstreamError | None = None
+        self._fatal: Misconfigured | None = None
         self._pending: deque[RecordBatch] = deque()
         self._seen: set[str] = set()  # topics known to be there
+        self._paused: set[TopicPartition] = set()
         self.positions: dict[TopicPartition, int] = {}
         with mapping("open a consumer"):
             self.consumer = ck.Consumer({**settings, "error_cb": self._on_error})
@@ -50,12 +52,17 @@ class Reader:
         gone = set(partitions)
         for tp in gone:
             self.positions.pop(tp, None)
+        self._paused -= gone
         self._pending = deque(
             b for b in self._pending if TopicPartition(b.topic, b.partition) not in gone
         )
         self._fault = None
 
     def poll(self, max_records: int, timeout_s: float) -> RecordBatch | None:
+        self._pause(set() if max_records else set(self.positions))
+        if not max_records:
+            self._fetch(1, timeout_s)  # serves the group; a record that was under way is kept
+            return None
         if not self._pending:
             self._fetch(max_records, timeout_s)
         if not self._pending:
@@ -71,7 +78,18 @@ class Reader:
         with mapping("close the consumer"):
             self.consumer.close()
 
+    def _pause(self, wanted: set[TopicPartition]) -> None:
+        """Fetch nothing of these, and all of the others."""
+        if wanted == self._paused:
+            return
+        with mapping("pause"):
+            self.consumer.resume([ck.TopicPartition(*tp) for tp in self._paused - wanted])
+            self.consumer.pause([ck.TopicPartition(*tp) for tp in wanted - self._paused])
+        self._paused = wanted
+
     def _fetch(self, max_records: int, timeout_s: float) -> None:
+        if self._fatal is not None:
+            raise self._fatal
         if self._fault is not None:
             fault, self._fault = self._fault, None
             raise fault
@@ -150,6 +168,8 @@ class Reader:
             tp = TopicPartition(message.topic() or "", message.partition() or 0)
             if error.code() == _EOF:
                 ends[tp] = message.offset() or 0
+            elif error.code() == ck.KafkaError._FATAL:
+                self._on_error(error)
             else:
                 place = f"poll {tp.topic}[{tp.partition}] at {self.positions.get(tp)}"
                 self._fault = mapped(error, place)
@@ -175,7 +195,13 @@ class Reader:
     def _on_error(self, error: ck.KafkaError) -> None:
         if error.code() == ck.KafkaError._ALL_BROKERS_DOWN:
             self._down = error
-        elif error.code() in (ck.KafkaError._AUTHENTICATION, ck.KafkaError._FATAL):
+        elif error.code() == ck.KafkaError._FATAL:
+            # A consumer has one: another member has taken its instance id. It reads no more.
+            self._fatal = Misconfigured(
+                f"another process has taken this member's place in its group: {error.str()}. "
+                "Stop one of the two, or give each an --instance of its own"
+            )
+        elif error.code() == ck.KafkaError._AUTHENTICATION:
             self._fault = mapped(error, "poll")
 
 

@@ -107,8 +107,12 @@ class MemoryGroupSource:
         if self._cursor.closed:
             raise BrokerUnavailable("poll: the member has left")
         self._rebalance()
+        batch = None
         with self._log.changed:
-            batch = self._cursor.wait(max_records, timeout_s, self._moved_on)
+            if max_records:
+                batch = self._cursor.wait(max_records, timeout_s, self._moved_on)
+            else:
+                self._log.changed.wait_for(self._moved_on, max(0.0, timeout_s))
         if batch is None:
             self._rebalance()
         return batch

@@ -549,6 +549,19 @@ class GroupContract:
         heir.subscribe([topic], lambda _: None, lambda _: None)
         assert values(read_to(heir, 3)) == [b"c"]
 
+    def test_a_member_that_asks_for_no_records_skips_none(self, world: World) -> None:
+        topic, held = world.topic(2), set[TopicPartition]()
+        member = world.group(world.name())
+        member.subscribe([topic], held.update, held.difference_update)
+        until(lambda: member.poll(0, 0.1) is None and len(held) == 2, "it takes part in the group")
+        send(world.producer(), topic, [b"a", b"b", b"c"], partition=1)
+        for _ in range(5):
+            assert member.poll(0, 0.1) is None
+        assert values(read_to(member, 3)) == [b"a", b"b", b"c"]
+        send(world.producer(), topic, [b"d"], partition=1)
+        assert member.poll(0, 0.3) is None
+        assert values(read_to(member, 4)) == [b"d"]
+
     def test_close_may_be_called_twice(self, world: World) -> None:
         member = world.group(world.name())
         member.subscribe([world.topic(1)], lambda _: None, lambda _: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Protocol
 
 import pytest
@@ -17,7 +17,9 @@ from ingest.kafka import (
     KafkaSource,
     KafkaTransactionalProducer,
 )
+from ingest.log import TopicPartition
 from ingest.topics import TopicSpec
+from schemas.errors import Misconfigured
 from tests.contracts import log as contracts
 
 pytestmark = pytest.mark.kafka
@@ -95,7 +97,25 @@ class TestKafkaTransactions(_OnKafka, contracts.TransactionContract):
 
 
 class TestKafkaGroups(_OnKafka, contracts.GroupContract):
-    pass
+    def test_a_member_whose_name_another_one_has_taken_says_so_at_every_poll(
+        self, world: KafkaWorld, kafka: Broker
+    ) -> None:
+        topic, group, held = world.topic(1), world.name(), [set[TopicPartition](), set()]
+
+        def member(number: int) -> KafkaGroupSource:
+            made = KafkaGroupSource(kafka.bootstrap_servers, group, instance_id="one")
+            made.subscribe([topic], held[number].update, lambda _: None)
+            return made
+
+        with closing(member(0)) as first:
+            contracts.until(lambda: not first.poll(1, 0.1) and held[0], "the first one reads")
+            with closing(member(1)) as second:
+                contracts.until(lambda: not second.poll(1, 0.1) and held[1], "so does the second")
+                with pytest.raises(Misconfigured, match="an --instance of its own"):
+                    contracts.until(lambda: first.poll(1, 0.1), "the first one hears of it")
+                with pytest.raises(Misconfigured):
+                    first.poll(1, 0.1)
+                assert second.poll(1, 0.1) is None
 
 
 class TestKafkaGroupOffsets(_OnKafka, contracts.GroupsContract):

@@ -22,6 +22,7 @@ from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetters
 from ingest.log import Outgoing, TopicPartition
 from ingest.memory import (
+    MemoryGroups,
     MemoryGroupSource,
     MemoryLog,
     MemoryProducer,
@@ -30,7 +31,14 @@ from ingest.memory import (
 )
 from ingest.placement import partition_of
 from schemas.codec import Codec
-from schemas.errors import BrokerUnavailable, PositionMoved, Reason, RegistryUnavailable, Rejected
+from schemas.errors import (
+    BrokerUnavailable,
+    Misconfigured,
+    PositionMoved,
+    Reason,
+    RegistryUnavailable,
+    Rejected,
+)
 from schemas.events import DeadLetter, Recommendation, RecommendationRequest, Status
 from schemas.registry import MemoryRegistry
 from tests.serving import Whole
@@ -372,3 +380,49 @@ def test_costs_are_of_what_a_model_was_asked_for_and_of_delivery(world, eventual
     world.ask(40, start=40)
     serve_until(world, consumer, everyone_once(world, 80), eventually)
     assert costs.score.predict(1) != before_s[0]
+
+
+class Idling(MemoryGroupSource):
+    """Counts the polls that only take part in the group."""
+
+    idle = 0
+
+    def poll(self, max_records, timeout_s):
+        self.idle += not max_records
+        return super().poll(max_records, timeout_s)
+
+
+def test_a_consumer_that_stalls_takes_part_in_its_group_and_fetches_nothing(world, eventually):
+    release, stop = threading.Event(), threading.Event()
+
+    def slow(asked) -> Answers:
+        assert release.wait(30)
+        return echo(asked)
+
+    source = Idling(world.log, "serve")
+    policy = ConsumerPolicy(batch=BatchPolicy(max_size=8, max_pending=16))
+    consumer = world.consumer(replace(world.ends(), source=source), slow, policy)
+    world.ask(400)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(consumer.run, stop)
+        try:
+            eventually(lambda: source.idle > 2 or running.done())
+            assert not running.done()
+            # The batcher, three queues of two batches, and one in each of the three steps' threads.
+            assert sum(source._cursor.positions.values()) <= 16 + 8 * 9
+            release.set()
+            eventually(everyone_once(world, 400), timeout_s=15)
+        finally:
+            release.set()
+            stop.set()
+        running.result(30)
+
+
+def test_a_topic_of_bad_records_stops_the_consumer_before_it_is_drained(world):
+    for n in range(150):
+        user = f"user-{n % 17}".encode()
+        MemoryProducer(world.log).send(Outgoing(topic="requests", key=user, value=b"?"))
+    with pytest.raises(Misconfigured, match="more than the allowed share of 20%"):
+        world.consumer(world.ends()).run(threading.Event())
+    assert sum(MemoryGroups(world.log).offsets("serve", "requests").values()) < 150
+    assert sum(end for _, end in world.log.bounds("dead").values()) < 150

@@ -9,7 +9,8 @@ releases again and again; the jobs follow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from deploy.supervise import RestartPolicy, Supervisor
 from features.catalog import feature_set
 from features.counts import Counts
 from features.declare import FeatureSet
-from features.feature_sets import FeatureSets
+from features.feature_sets import open_sets
 from features.redis_store import RedisStore
 from features.retire import Retired, Tell, retire
 from inference.needed_sets import NeededSet, needed_sets
@@ -43,7 +44,7 @@ class SetState:
     fingerprint: str
     own: bool  # the catalog's
     versions: tuple[tuple[int, str], ...]  # (version, role) of those that need it
-    features: int  # 0: not known
+    features: int  # 0: nobody needs it, or this program cannot compute it
     folded: int  # events
     lag: int | None  # records between the positions and the log's end; None: nothing is folded yet
     foreign: str = ""  # why this program cannot compute it; empty: it can
@@ -86,10 +87,16 @@ class Migration:
     """Keeps a job running for every wanted set. One thread; `step` again and again."""
 
     def __init__(
-        self, settings: Settings, own: FeatureSet, supervisor: Supervisor, logs: Path
+        self,
+        settings: Settings,
+        own: FeatureSet,
+        supervisor: Supervisor,
+        logs: Path,
+        options: Sequence[str] = (),
     ) -> None:
+        """`options`: of `features run`, for every job."""
         self._settings, self._own = settings, own
-        self._supervisor, self._logs = supervisor, logs
+        self._supervisor, self._logs, self._options = supervisor, logs, tuple(options)
         self._running: set[str] = set()
         self._complained: set[str] = set()
 
@@ -97,17 +104,19 @@ class Migration:
         """
         Start what is wanted, end what is not, restart what died.
 
+        What runs goes on while nobody can say which versions are released and what they need.
+
         Raises:
             ProcessFailed: a job died again and again. Its log's end is in the message.
         """
         try:
-            wanted = wanted_sets(
-                self._own, needed_sets(self._settings), _declarations(self._settings)
-            )
-        except Retryable as error:  # what runs goes on
-            log.warning("migrate.unreachable", error=str(error))
+            needed, declarations = needed_sets(self._settings), _declarations(self._settings)
+        except (Retryable, Refused) as error:
+            log.warning("migrate.not_known", error=str(error))
+            if self._own.fingerprint not in self._running:
+                self._start(self._own)
         else:
-            self._follow(wanted)
+            self._follow(wanted_sets(self._own, needed, declarations))
         for name in self._supervisor.check():
             log.warning("migrate.restarted", job=name)
 
@@ -136,11 +145,8 @@ class Migration:
 
     def _start(self, features: FeatureSet) -> None:
         fingerprint = features.fingerprint
-        sets = FeatureSets(self._settings.redis_url, self._settings.timeout_s)
-        try:
+        with closing(open_sets(self._settings)) as sets:
             sets.declare(features)  # where the job finds it
-        finally:
-            sets.close()
         log.info("migrate.begins", set=fingerprint)
         name = _job(fingerprint)
         self._supervisor.start(
@@ -148,7 +154,7 @@ class Migration:
                 name,
                 self._settings,
                 self._logs / f"{name}.log",
-                *("features", "run", "--set", fingerprint),
+                *("features", "run", "--set", fingerprint, *self._options),
             ),
             RESTARTS,
         )
@@ -161,8 +167,10 @@ def states(settings: Settings, own: FeatureSet) -> list[SetState]:
 
     Raises:
         Retryable: broker or store did not answer.
+        Refused: a released version has no readable manifest.
     """
     needed, declarations = needed_sets(settings), _declarations(settings)
+    wanted = wanted_sets(own, needed, declarations)
     known = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
     topics = Topics(settings.topic_prefix)
     partitions = check_partitions(known, topics)
@@ -170,20 +178,14 @@ def states(settings: Settings, own: FeatureSet) -> list[SetState]:
     found = []
     for fingerprint in dict.fromkeys((own.fingerprint, *needed, *declarations)):
         one = needed.get(fingerprint)
-        text = (one.declaration if one else "") or declarations.get(fingerprint, "")
-        foreign, features = "", own
-        if fingerprint != own.fingerprint:
-            try:
-                features = feature_set(text)
-            except Refused as refused:
-                foreign = str(refused)
+        features, foreign = wanted.here.get(fingerprint), wanted.foreign.get(fingerprint, "")
         folded, lag = _standing(settings, fingerprint, partitions, ends)
         found.append(
             SetState(
                 fingerprint=fingerprint,
                 own=fingerprint == own.fingerprint,
                 versions=one.versions if one else (),
-                features=0 if foreign else len(features.features),
+                features=len(features.features) if features else 0,
                 folded=folded,
                 lag=lag,
                 foreign=foreign,
@@ -221,10 +223,8 @@ def _standing(
 ) -> tuple[int, int | None]:
     """Events folded, and the lag."""
     store = RedisStore(settings.redis_url, fingerprint, timeout_s=settings.timeout_s)
-    try:
+    with closing(store):
         positions = store.positions(range(partitions))
-    finally:
-        store.close()
     at = {p: one for p, one in positions.items() if one is not None}
     folded = sum(Counts.of(one.counts).folded for one in at.values())
     lag = sum(max(0, ends[p] - (at[p].next_offset if p in at else 0)) for p in ends)
@@ -232,11 +232,8 @@ def _standing(
 
 
 def _declarations(settings: Settings) -> dict[str, str]:
-    sets = FeatureSets(settings.redis_url, settings.timeout_s)
-    try:
+    with closing(open_sets(settings)) as sets:
         return sets.declarations()
-    finally:
-        sets.close()
 
 
 def _job(fingerprint: str) -> str:

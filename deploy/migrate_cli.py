@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table, progress
-from schemas.errors import Misconfigured, Retryable
+from schemas.errors import Misconfigured, Refused, Retryable
 
 if TYPE_CHECKING:
     from deploy.migrate import SetState
@@ -35,6 +36,9 @@ def migrate(
         bool, typer.Option("--until-one", help="End when only the catalog's set is needed.")
     ] = False,
     as_json: Json = False,
+    job_options: Annotated[
+        list[str] | None, typer.Argument(help="After `--`: options of `features run`.")
+    ] = None,
 ) -> None:
     """
     Fold the catalog's feature set beside those that released versions still need, until SIGTERM.
@@ -53,7 +57,7 @@ def migrate(
     elif retire:
         _retire(settings, retire, as_json=as_json)
     else:
-        _run(settings, until_one=until_one)
+        _run(settings, job_options or (), until_one=until_one)
 
 
 def _show(settings: Settings, *, as_json: bool) -> None:
@@ -75,7 +79,7 @@ def _row(one: SetState) -> tuple[str, ...]:
     versions = ", ".join(f"version {v} ({role})" for v, role in one.versions)
     return (
         f"{one.fingerprint} (catalog)" if one.own else one.fingerprint,
-        str(one.features) if one.features else "not known here",
+        str(one.features) if one.features else "not known here" if one.foreign else "",
         f"{one.folded:,}",
         "not folded" if one.lag is None else f"{one.lag:,}",
         versions or ("the next model" if one.own else "nobody: --retire"),
@@ -102,7 +106,7 @@ def _retire(settings: Settings, name: str, *, as_json: bool) -> None:
         )
 
 
-def _run(settings: Settings, *, until_one: bool) -> None:
+def _run(settings: Settings, job_options: Sequence[str], *, until_one: bool) -> None:
     from deploy.migrate import Migration, states  # noqa: PLC0415 - keeps --help quick
     from deploy.supervise import Supervisor  # noqa: PLC0415
     from features.catalog import CATALOG  # noqa: PLC0415
@@ -112,12 +116,13 @@ def _run(settings: Settings, *, until_one: bool) -> None:
         signal.signal(number, lambda *_: stop.set())
     told: dict[str, str] = {}
     with err.status("starting") as line, Supervisor() as supervisor:
-        migration = Migration(settings, CATALOG, supervisor, Path(settings.stack_dir) / "logs")
+        logs = Path(settings.stack_dir) / "logs"
+        migration = Migration(settings, CATALOG, supervisor, logs, job_options)
         while True:
             migration.step()
             try:
                 found = states(settings, CATALOG)
-            except Retryable:
+            except (Retryable, Refused):
                 found = []  # `step` has said it
             for one in found:
                 _tell(one, told)

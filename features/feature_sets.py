@@ -7,6 +7,7 @@ declaration any later program that still knows the set's features can fold, read
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Final
 
 from features.catalog import CATALOG, feature_set
@@ -49,6 +50,11 @@ class FeatureSets:
         self._servers.close()
 
 
+def open_sets(settings: Settings) -> FeatureSets:
+    """The declarations in the settings' store."""
+    return FeatureSets(settings.redis_url, settings.timeout_s)
+
+
 def chosen_set(settings: Settings, name: str | None) -> FeatureSet:
     """
     The catalog's set, or the one in the store whose fingerprint begins with `name`.
@@ -60,11 +66,8 @@ def chosen_set(settings: Settings, name: str | None) -> FeatureSet:
     """
     if name is None or CATALOG.fingerprint.startswith(name):
         return CATALOG
-    sets = FeatureSets(settings.redis_url, settings.timeout_s)
-    try:
+    with closing(open_sets(settings)) as sets:
         known = sets.declarations()
-    finally:
-        sets.close()
     found = [fingerprint for fingerprint in known if fingerprint.startswith(name)]
     if len(found) != 1:
         held = ", ".join({*known, CATALOG.fingerprint})

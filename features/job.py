@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
 from features.catalog import CATALOG, feature_set
 from features.declare import FeatureSet, declared
 from features.disk import place
-from features.feature_sets import FeatureSets
+from features.feature_sets import open_sets
 from features.hot_rows import HotRows
 from features.outlets import KafkaOutlets
 from features.past_log import PastLog, PastSource
@@ -104,7 +105,8 @@ def open_store(settings: Settings, features: FeatureSet = CATALOG) -> RedisStore
 def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
     """The live parts of a split, not yet claimed."""
     settings, features = config.settings, config.features
-    _declare(settings, features)
+    with closing(open_sets(settings)) as sets:
+        sets.declare(features)
     topics = Topics(settings.topic_prefix)
     clock = SystemClock()
     log = KafkaLog(settings.bootstrap_servers, settings.timeout_s)
@@ -136,14 +138,6 @@ def open_split(config: JobConfig, metrics: Metrics | None = None) -> Split:
             closing=(producer, store),
         )
     )
-
-
-def _declare(settings: Settings, features: FeatureSet) -> None:
-    sets = FeatureSets(settings.redis_url, settings.timeout_s)
-    try:
-        sets.declare(features)
-    finally:
-        sets.close()
 
 
 def _publishing(settings: Settings, features: FeatureSet, split: Split) -> PublisherThread:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from features.validate import FIRST_MS, LAST_MS, MAX_ID_BYTES
 from schemas.errors import Reason, Rejected
 from schemas.events import (
     Attribute,
@@ -19,12 +20,11 @@ from schemas.events import (
     UserEvent,
 )
 
-MAX_TIME_MS = 4_102_444_800_000  # 2100-01-01, as the fold bounds it
 _LIFE: Final = uuid.uuid4().hex  # of this process
 _numbers = itertools.count()
-Id = Annotated[str, Meta(min_length=1, max_length=512)]
+Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_BYTES)]
 Word = Annotated[str, Meta(max_length=512)]
-TimeMs = Annotated[int, Meta(ge=1, le=MAX_TIME_MS, description="milliseconds since 1970, UTC")]
+TimeMs = Annotated[int, Meta(ge=FIRST_MS, le=LAST_MS, description="milliseconds since 1970, UTC")]
 EventName = Annotated[
     str, Meta(extra_json_schema={"enum": [one.name for one in EventType if one.value]})
 ]

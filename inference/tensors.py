@@ -182,7 +182,7 @@ def _rows(inputs: Mapping[str, Array], signature: Signature, limits: TensorLimit
             Reason.OUT_OF_RANGE, f"{rows} rows: between 1 and {limits.max_rows} are taken"
         )
     _check_pairs(inputs, signature, rows, limits)
-    k = inputs[K] if signature.inputs.get(K, None) is not None else None
+    k = inputs.get(K)
     if k is not None and not 1 <= int(k) <= limits.max_k:
         raise Rejected(Reason.OUT_OF_RANGE, f"k must be between 1 and {limits.max_k}, got {int(k)}")
     return rows

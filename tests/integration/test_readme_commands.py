@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.ports import is_free
 from deploy.supervise import Service, Supervisor, ready_line
+from tests.neighbours import neighbours
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -97,16 +97,6 @@ class Shell:
 
     def _command(self, words: list[str]) -> tuple[str, ...]:
         return (sys.executable, "-m", "deploy.cli", *words)
-
-
-def neighbours() -> tuple[int, int, int]:
-    """Ports for broker (and its controller, the next one), store and registry."""
-    # Below those that the system gives to clients; another test process begins elsewhere.
-    start = 21_000 + os.getpid() % 900 * 10
-    for first in range(start, start + 2_000, 10):
-        if all(map(is_free, range(first, first + 4))):
-            return first, first + 2, first + 3
-    pytest.fail(f"no four free ports from {start} on")
 
 
 @pytest.fixture

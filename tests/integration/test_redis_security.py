@@ -14,23 +14,29 @@ import pytest
 import redis
 import structlog
 
+from features.declare import declared
+from features.feature_sets import FeatureSets
 from features.redis_store import RedisStore
 from inference.quota import Quotas, parsed
 from ingest.clock import SystemClock
 from schemas.errors import Misconfigured, QuotaExceeded
 from tests.contracts.store import START, update
+from tests.feature_sets import OLD
 from tests.tls_proxy import Authority, TlsFront
 
 pytestmark = pytest.mark.valkey
 
 PASSWORD = "p@ss/w:rd?"
-# All that the store needs (README repeats it): the keys of partitions, and these commands.
+# All that the store needs (README repeats it): the keys of partitions and of the feature sets, and
+# these commands.
 NEEDED = (
     "~*:{p*",
+    "~feature-sets",
     "-@all",
     *("+watch", "+unwatch", "+multi", "+exec"),
     *("+get", "+set", "+mget", "+mset", "+msetex", "+unlink", "+exists", "+scan"),
     *("+zadd", "+zrange", "+zscore", "+zrem", "+eval"),
+    *("+hset", "+hgetall", "+hdel"),
     *("+info", "+command|info", "+cluster|slots", "+asking"),
 )
 
@@ -91,6 +97,20 @@ def test_all_of_it_works_over_tls_with_a_certificate_and_the_least_rights(front:
     store = RedisStore(front.url(), uuid.uuid4().hex)
     everything(store)
     store.close()
+
+
+def test_feature_sets_are_declared_with_the_same_rights(front: Front) -> None:
+    sets = FeatureSets(front.url())
+    sets.declare(OLD)
+    assert sets.declarations()[OLD.fingerprint] == declared(OLD)
+    sets.forget(OLD.fingerprint)
+    assert OLD.fingerprint not in sets.declarations()
+    sets.close()
+
+
+def test_the_readme_names_these_rights() -> None:
+    said = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert f"An ACL user needs `{' '.join(NEEDED)}`" in said
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from deploy import cli, stack
-from deploy.ports import reserve
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
 from tests.conftest import missing
+from tests.neighbours import neighbours
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey]
 
@@ -46,8 +46,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with reserve(3) as reserved:  # Kafka's controller takes the port after its own
-        broker, store, registry = reserved.numbers
+    broker, store, registry = neighbours()
     settings = Settings(
         bootstrap_servers=f"127.0.0.1:{broker}",
         redis_url=f"redis://127.0.0.1:{store}/0",

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from features.declare import Array
-from inference.batcher import BatchPolicy
 from inference.consumer import Steps
-from inference.gather import Gatherer, Work
+from inference.gather import Bounds, Gatherer, Work
 from inference.live import Deployment, Live
 from inference.model import TensorModel
 from inference.publisher import EventPublisher
@@ -81,11 +80,9 @@ class ApiPolicy:
 
     limits: Limits = field(default_factory=Limits)
     tensors: TensorLimits = field(default_factory=TensorLimits)
-    recommend: BatchPolicy = field(
-        default_factory=lambda: BatchPolicy(max_size=256, max_pending=1024)
-    )
+    recommend: Bounds = field(default_factory=lambda: Bounds(batch=256, waiting=1024))
     # Each may hold megabytes: fewer wait.
-    predict: BatchPolicy = field(default_factory=lambda: BatchPolicy(max_size=64, max_pending=128))
+    predict: Bounds = field(default_factory=lambda: Bounds(batch=64, waiting=128))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +121,8 @@ class Api:
         predicting: Work[TensorCall, list[Predicted | MillstreamError], Predicted] = Work(
             first=self._call, second=lambda made: made
         )
-        self._recommend = Gatherer("recommend", recommending, self._policy.recommend, clock)
-        self._predict = Gatherer("predict", predicting, self._policy.predict, clock)
+        self._recommend = Gatherer("recommend", recommending, self._policy.recommend)
+        self._predict = Gatherer("predict", predicting, self._policy.predict)
 
     def close(self) -> None:
         """Answer what waits, take no more."""

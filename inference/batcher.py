@@ -58,22 +58,6 @@ class Cost(Protocol):
     def predict(self, rows: int) -> float: ...
 
 
-class Free:
-    """What costs nothing: then nobody waits."""
-
-    def predict(self, rows: int) -> float:
-        """
-        Seconds.
-
-        >>> Free().predict(7)
-        0.0
-        """
-        return 0.0
-
-
-FREE: Final = Free()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
     """Size and patience."""
@@ -144,9 +128,7 @@ class Batcher(Generic[T]):
     (['a', 'b'], <Cause.FULL: 'full'>)
     """
 
-    def __init__(
-        self, policy: BatchPolicy, clock: Clock, score: Cost = FREE, prepare: Cost = FREE
-    ) -> None:
+    def __init__(self, policy: BatchPolicy, clock: Clock, score: Cost, prepare: Cost) -> None:
         self._policy = policy
         self._clock = clock
         self._score, self._prepare = score, prepare

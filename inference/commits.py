@@ -17,6 +17,7 @@ from inference.encoding import AnswerWriter
 from inference.requests import Bad, Entry, RequestReader, next_offset, place
 from ingest.dead_letter import DeadLetters
 from ingest.log import GroupSource, Outgoing, TopicPartition, TransactionalProducer
+from ingest.metrics import Metrics
 from schemas.errors import PositionMoved, Retryable
 
 log = structlog.get_logger(__name__)
@@ -83,12 +84,15 @@ class GroupWord:
 class Commits:
     """Sends runs of answers with the offsets that they answer. Owned by one thread."""
 
-    def __init__(self, ends: Ends, group: GroupWord, tries: int, over: threading.Event) -> None:
+    def __init__(
+        self, ends: Ends, group: GroupWord, tries: int, over: threading.Event, metrics: Metrics
+    ) -> None:
         """`over`: no more tries."""
         self._ends = ends
         self._group = group
         self._tries = tries
         self._over = over
+        self._metrics = metrics
         self._producers = itertools.cycle(ends.producers)
 
     def commit(self, run: Sequence[Step[Written]]) -> None:
@@ -114,6 +118,7 @@ class Commits:
                 if not tries_left or self._over.is_set():
                     raise
                 log.warning("serve.commit_again", error=str(error))
+                self._metrics.count("loop.retries", loop="serve", error=type(error).__name__)
                 self._group.ask()
             else:
                 return

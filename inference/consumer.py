@@ -110,16 +110,16 @@ class Consumer:
         steps: Steps,
         policy: ConsumerPolicy,
         clock: Clock,
-        costs: Costs | None = None,
-        metrics: Metrics | None = None,
+        costs: Costs,
+        metrics: Metrics,
     ) -> None:
-        """`costs`: of the steps as known from an earlier life."""
+        """`costs`: of the steps, as far as they are known from an earlier life."""
         self._ends = ends
         self._steps = steps
         self._policy = policy
         self._clock = clock
         self._metrics = metrics
-        self._costs = costs or Costs.unknown([policy.batch.max_size])
+        self._costs = costs
         self._batcher: Batcher[Entry] = Batcher(
             policy.batch, clock, self._costs.score, self._costs.prepare
         )
@@ -136,7 +136,7 @@ class Consumer:
         self._rebalances = 0
         self._full_since_s: float | None = None  # the batcher
         self._group = GroupWord()
-        self._commits = Commits(ends, self._group, policy.commit_tries, self._over)
+        self._commits = Commits(ends, self._group, policy.commit_tries, self._over, metrics)
         self.assigned = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -233,7 +233,7 @@ class Consumer:
         with self._settled:
             self._under_way += len(entries)
             self._unscored.append(len(entries))
-        if self._metrics is not None and self._batcher.cause is not None:
+        if self._batcher.cause is not None:
             self._metrics.count("serve.batches", cause=self._batcher.cause.value)
         self._put(self._to_prepare, entries)
 

@@ -173,7 +173,6 @@ def _api(what: Exposed, stack: ExitStack) -> Api:
             max_answer_bytes=int(settings.max_record_bytes * 0.9),
         ),
         answers,
-        clock,
         metrics,
         timeout_s=settings.timeout_s,
     )

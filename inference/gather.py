@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from inference.batcher import Batcher, BatchPolicy
-from ingest.clock import Clock
 from schemas.errors import MillstreamError, Overloaded
 
 log = structlog.get_logger(__name__)
@@ -29,6 +28,14 @@ R = TypeVar("R")
 IDLE_S = 0.5  # how long a thread waits before it looks whether to stop
 THREADS = 2  # one for each step
 JOIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Of calls: in one batch, and waiting."""
+
+    batch: int
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +66,11 @@ class Gatherer(Generic[T, S, R]):
     A lone call leaves at once. Calls whose caller has given up are dropped before they cost work.
     """
 
-    def __init__(self, name: str, work: Work[T, S, R], policy: BatchPolicy, clock: Clock) -> None:
+    def __init__(self, name: str, work: Work[T, S, R], bounds: Bounds) -> None:
         self._name = name
         self._work = work
-        self._batcher: Batcher[_Waiting[T, R]] = Batcher(policy, clock)
-        self._max_pending = policy.max_pending
+        self._bounds = bounds
+        self._waiting: deque[_Waiting[T, R]] = deque()
         self._changed = threading.Condition()
         self._first_step = threading.Lock()
         self._closed = False
@@ -107,12 +114,11 @@ class Gatherer(Generic[T, S, R]):
         with self._changed:
             if self._closed:
                 raise Overloaded(f"{self._name}: this instance is stopping")
-            try:
-                self._batcher.add([call])
-            except OverflowError:
+            if len(self._waiting) >= self._bounds.waiting:
                 raise Overloaded(
-                    f"{self._name}: {self._max_pending} calls wait already, come back later"
-                ) from None
+                    f"{self._name}: {self._bounds.waiting} calls wait already, come back later"
+                )
+            self._waiting.append(call)
             self._changed.notify()
 
     def _run(self) -> None:
@@ -134,8 +140,9 @@ class Gatherer(Generic[T, S, R]):
     def _take(self) -> list[_Waiting[T, R]] | None:
         """The next batch, without those that nobody waits for any more. None: there is no more."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._batcher) or self._closed, IDLE_S)
-            taken = self._batcher.take(force=True)
+            self._changed.wait_for(lambda: self._waiting or self._closed, IDLE_S)
+            count = min(self._bounds.batch, len(self._waiting))
+            taken = [self._waiting.popleft() for _ in range(count)]
             if not taken and self._closed:
                 return None
         return [call for call in taken if not call.given_up]

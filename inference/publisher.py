@@ -9,8 +9,7 @@ import numpy as np
 import polars as pl
 
 from features.validate import Candidates, rejections
-from inference.batcher import BatchPolicy
-from inference.gather import Gatherer, Work
+from inference.gather import Bounds, Gatherer, Work
 from ingest.clock import Clock
 from ingest.log import Delivered, Outgoing, Producer
 from schemas.codec import Codec
@@ -19,7 +18,7 @@ from schemas.events import UserEvent
 
 Answer: TypeAlias = Delivered | MillstreamError
 
-POLICY = BatchPolicy(max_size=512, max_pending=4096)
+BOUNDS = Bounds(batch=512, waiting=4096)
 
 
 class EventPublisher:
@@ -48,7 +47,7 @@ class EventPublisher:
         work: Work[UserEvent, list[Answer], Delivered] = Work(
             first=self._published, second=lambda made: made
         )
-        self._gatherer = Gatherer("events", work, POLICY, clock)
+        self._gatherer = Gatherer("events", work, BOUNDS)
 
     async def publish(self, event: UserEvent) -> Delivered:
         """

@@ -10,17 +10,15 @@ from collections.abc import Sequence
 import structlog
 
 from inference.answers import Answers
-from inference.batcher import BatchPolicy
 from inference.encoding import AnswerWriter
-from inference.gather import Gatherer, Work
-from ingest.clock import Clock
+from inference.gather import Bounds, Gatherer, Work
 from ingest.log import Delivered, Producer
 from ingest.metrics import Metrics
 from schemas.errors import Overloaded, Rejected, Retryable
 
 log = structlog.get_logger(__name__)
 
-POLICY = BatchPolicy(max_size=16, max_pending=256)  # batches of answers
+BOUNDS = Bounds(batch=16, waiting=256)  # batches of answers
 
 
 class AnswerRecorder:
@@ -34,7 +32,6 @@ class AnswerRecorder:
         self,
         writer: AnswerWriter,
         producer: Producer,
-        clock: Clock,
         metrics: Metrics,
         *,
         timeout_s: float,
@@ -45,7 +42,7 @@ class AnswerRecorder:
         self._metrics = metrics
         self._timeout_s = timeout_s
         work: Work[Answers, list[None], None] = Work(first=self._sent, second=lambda made: made)
-        self._gatherer = Gatherer("record", work, POLICY, clock)
+        self._gatherer = Gatherer("record", work, BOUNDS)
 
     def record(self, answers: Answers) -> None:
         """Queue them for their topic. Thread-safe."""

@@ -152,7 +152,7 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         timeout_s=5,
     )
     answers = AnswerWriter(Codec(registry, Recommendation, "recommendations"))
-    recorder = AnswerRecorder(answers, producer, world.clock, world.metrics, timeout_s=5)
+    recorder = AnswerRecorder(answers, producer, world.metrics, timeout_s=5)
     parts = ApiParts(
         model_name=MODEL,
         steps=world.service,

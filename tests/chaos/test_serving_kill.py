@@ -12,12 +12,13 @@ import pytest
 from inference.answers import Answers, closed
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
-from inference.consumer import Consumer, ConsumerPolicy
+from inference.consumer import Consumer, ConsumerPolicy, Costs
 from inference.encoding import AnswerWriter
 from inference.requests import RequestReader
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetters
 from ingest.kafka import KafkaGroupSource, KafkaProducer, KafkaTransactionalProducer
+from ingest.metrics import MemoryMetrics
 from schemas.codec import Codec
 from schemas.errors import Misconfigured, PositionMoved
 from schemas.events import DeadLetter, Recommendation, Status
@@ -155,8 +156,12 @@ def ends(place: Place, name: str) -> Ends:
     )
 
 
-def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually):
+def consumer(ends: Ends, steps: Whole) -> Consumer:
     policy = ConsumerPolicy(batch=BatchPolicy(max_size=64, objective_s=0.001))
+    return Consumer(ends, steps, policy, SystemClock(), Costs.unknown([64]), MemoryMetrics())
+
+
+def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually):
     entered, release, stop = threading.Event(), threading.Event(), threading.Event()
 
     def echo(asked) -> Answers:
@@ -172,10 +177,10 @@ def test_a_zombie_whose_transaction_is_fenced_answers_nothing(place, eventually)
     first = ends(place, "a")
     with ThreadPoolExecutor() as pool:
         try:
-            zombie = pool.submit(Consumer(first, Whole(stuck), policy, SystemClock()).run, stop)
+            zombie = pool.submit(consumer(first, Whole(stuck)).run, stop)
             assert entered.wait(60)
             second = ends(place, "a")  # the same instance, started again elsewhere
-            successor = pool.submit(Consumer(second, Whole(echo), policy, SystemClock()).run, stop)
+            successor = pool.submit(consumer(second, Whole(echo)).run, stop)
             eventually(lambda: place.read() >= 500, timeout_s=60)
             release.set()
             # By its producer's transaction, or by its consumer's poll, whichever hears of it first.

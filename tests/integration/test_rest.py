@@ -16,7 +16,7 @@ import structlog
 
 from deploy.ports import reserve
 from inference.api import ApiPolicy
-from inference.batcher import BatchPolicy
+from inference.gather import Bounds
 from inference.http import HttpServer
 from inference.listen import HttpOptions, Tls
 from inference.quota import Quotas, parsed
@@ -528,7 +528,7 @@ def test_probes_and_the_description_need_no_token(guarded):
 
 
 def test_calls_beyond_what_may_wait_are_told_to_come_back(model, eventually):
-    policy = ApiPolicy(recommend=BatchPolicy(max_size=1, max_pending=2))
+    policy = ApiPolicy(recommend=Bounds(batch=1, waiting=2))
     with served(model, Setup(policy=policy)) as rest, ThreadPoolExecutor(12) as pool:
         go = threading.Event()
         before_reading(rest, lambda: go.wait(20))

@@ -7,9 +7,7 @@ import threading
 
 import pytest
 
-from inference.batcher import BatchPolicy
-from inference.gather import Gatherer, Work
-from ingest.clock import SystemClock
+from inference.gather import Bounds, Gatherer, Work
 from schemas.errors import Overloaded, Reason, Rejected
 
 
@@ -40,8 +38,8 @@ def held() -> Held:
 
 @pytest.fixture
 def gatherer(held):
-    policy = BatchPolicy(max_size=4, max_pending=6)
-    made = Gatherer("test", Work(first=held.first, second=held.second), policy, SystemClock())
+    policy = Bounds(batch=4, waiting=6)
+    made = Gatherer("test", Work(first=held.first, second=held.second), policy)
     yield made
     for _ in range(50):
         held.go.release()

@@ -114,7 +114,7 @@ def answers():
 def recorded(producer) -> MemoryMetrics:
     metrics = MemoryMetrics()
     writer = AnswerWriter(Codec(MemoryRegistry(), Recommendation, "answers"))
-    recorder = AnswerRecorder(writer, producer, CLOCK, metrics, timeout_s=1)
+    recorder = AnswerRecorder(writer, producer, metrics, timeout_s=1)
     recorder.record(answers())
     recorder.close()
     return metrics
@@ -133,7 +133,7 @@ def test_an_answer_that_is_not_recorded_is_counted(log):
 def test_answers_that_come_too_late_are_counted(log):
     metrics = MemoryMetrics()
     writer = AnswerWriter(Codec(MemoryRegistry(), Recommendation, "answers"))
-    recorder = AnswerRecorder(writer, MemoryProducer(log), CLOCK, metrics, timeout_s=1)
+    recorder = AnswerRecorder(writer, MemoryProducer(log), metrics, timeout_s=1)
     recorder.close()
     recorder.record(answers())
     assert metrics.value("network.unrecorded") == 3

@@ -12,7 +12,7 @@ import pytest
 
 from inference.answer_memory import AnswerMemory, DeliveredAnswers
 from inference.answers import Answers, closed
-from inference.batcher import BatchPolicy
+from inference.batcher import BatchPolicy, Cause
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
 from inference.delivery import AtLeastOnce
@@ -29,6 +29,7 @@ from ingest.memory import (
     MemorySource,
     MemoryTransactionalProducer,
 )
+from ingest.metrics import MemoryMetrics
 from ingest.placement import partition_of
 from schemas.codec import Codec
 from schemas.errors import (
@@ -57,6 +58,7 @@ class World:
 
     log: MemoryLog = field(default_factory=MemoryLog)
     registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
 
     def __post_init__(self) -> None:
         for topic in ("requests", "answers", "dead"):
@@ -90,7 +92,8 @@ class World:
         )
 
     def consumer(self, ends: Ends, answer=echo, policy=POLICY) -> Consumer:
-        return Consumer(ends, Whole(answer), policy, SystemClock())
+        costs = Costs.unknown([policy.batch.max_size])
+        return Consumer(ends, Whole(answer), policy, SystemClock(), costs, self.metrics)
 
     def read(self, topic: str, record_type: type) -> list:
         codec, found = Codec(self.registry, record_type, topic), []
@@ -130,6 +133,8 @@ def everyone_once(world: World, count: int):
 def test_every_request_is_answered_once_in_its_users_partition(world, eventually):
     world.ask(100)
     serve_until(world, world.consumer(world.ends()), everyone_once(world, 100), eventually)
+    batches = sum(world.metrics.value("serve.batches", cause=cause.value) for cause in Cause)
+    assert 100 / 8 <= batches <= 100
     for partition, answer in world.read("answers", Recommendation):
         assert partition == partition_of(answer.user_id.encode(), PARTITIONS)
 
@@ -164,6 +169,7 @@ def test_at_least_once_repeats_are_word_for_word_the_first_answers(world, eventu
     first.source.close()
     delivered = len(world.read("answers", Recommendation))
     assert delivered > 0
+    assert world.metrics.value("loop.retries", loop="serve", error="PositionMoved") == 4
     world.ask(5)  # and five are asked again
     second = ends(AtLeastOnce, "b")
     consumer = world.consumer(second, numbered)
@@ -371,12 +377,12 @@ def test_costs_are_of_what_a_model_was_asked_for_and_of_delivery(world, eventual
     before_s = (costs.score.predict(1), costs.deliver.predict(1))
     world.ask(40)
     ends = world.ends()
-    consumer = Consumer(ends, Unmodelled(echo), POLICY, clock, costs)
+    consumer = Consumer(ends, Unmodelled(echo), POLICY, clock, costs, world.metrics)
     serve_until(world, consumer, everyone_once(world, 40), eventually)
     ends.source.close()
     assert costs.score.predict(1) == before_s[0]
     assert costs.deliver.predict(1) != before_s[1]
-    consumer = Consumer(world.ends(), Whole(echo), POLICY, clock, costs)
+    consumer = Consumer(world.ends(), Whole(echo), POLICY, clock, costs, world.metrics)
     world.ask(40, start=40)
     serve_until(world, consumer, everyone_once(world, 80), eventually)
     assert costs.score.predict(1) != before_s[0]

@@ -136,9 +136,9 @@ class Migration:
                     remedy="leave the job of the release that computes it running",
                 )
         for fingerprint in sorted(self._running - wanted.here.keys()):
-            log.info("migrate.ends", set=fingerprint)
             self._supervisor.stop(_job(fingerprint))
             self._running.remove(fingerprint)
+            log.info("migrate.ended", set=fingerprint)
         for fingerprint, features in wanted.here.items():
             if fingerprint not in self._running:
                 self._start(features)

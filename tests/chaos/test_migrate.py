@@ -184,6 +184,7 @@ def test_a_new_set_is_folded_beside_the_old_one_until_no_version_needs_that(
                 told(settings, "release", "promote", "3")
                 over = f"feature set {old[:8]}: caught up, read by nobody"
                 eventually(lambda: over in migrating.read_text(), WAIT_S)
+                eventually(lambda: "migrate.ended" in migrating.read_text(), WAIT_S)
                 produce(place, 2 * EVENTS, 2 * EVENTS + 500)
                 eventually(lambda: lags(settings)[new] == 0, WAIT_S)
                 assert lags(settings)[old] == 500

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
+import structlog
+
+from features.assemble import UserFeatures
 from features.catalog import CATALOG, feature_set
 from features.declare import FeatureSet
 from inference.model import Model, ModelRef
 from inference.registry import ModelFacts, ModelRegistry, read_manifest
+from inference.samples import QUERY, USER_FLOATS, USER_LONGS, WARMUP, read_calls
 from inference.set_router import SetServices
 from inference.signature import Keyring
+from inference.towers import TowerModel, has_towers
+from ingest.clock import Clock
+from ingest.metrics import Metrics
 from schemas.errors import Refused
+
+log = structlog.get_logger(__name__)
+
+ITEMS_S: Final = 60.0  # how long a version waits for the catalogue; then it is served what there is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPolicy:
+    """How models are called."""
+
+    batch_sizes: tuple[int, ...]  # that they are warmed for
+    threads: int = 0  # of one call; 0: as many as TensorFlow likes
 
 
 class RegistryLoader:
@@ -22,41 +44,66 @@ class RegistryLoader:
         name: str,
         keys: Keyring,
         sets: SetServices,
-        batch_sizes: tuple[int, ...],
-        threads: int | None = None,
+        calls: CallPolicy,
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
-        """
-        Args:
-            sets: what a model's feature set is served by.
-            threads: of one model call; None: as many as TensorFlow likes.
-        """
+        """`sets`: what a model's feature set is served by."""
+        self._clock, self._metrics = clock, metrics
         self._registry = registry
         self._name = name
         self._keys = keys
         self._sets = sets
-        self._batch_sizes = batch_sizes
-        self._threads = threads
+        self._calls = calls
 
     def load(self, version: int) -> Model:
         # TensorFlow takes seconds to import: answers come meanwhile, and without any model too.
         from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
 
-        if self._threads is not None:
-            use_threads(self._threads)
+        if self._calls.threads:
+            use_threads(self._calls.threads)
         copy = self._registry.fetch(self._name, version, self._keys)
         try:
             facts = read_manifest(copy).facts
             ref = ModelRef(name=self._name, version=version, fingerprint=facts.fingerprint)
             features = trained_on(facts)
-            model = SavedModel(copy, ref, features, batch_sizes=self._batch_sizes)
+            model = SavedModel(copy, ref, features, batch_sizes=self._calls.batch_sizes)
             try:
                 model.warm()
-                return self._sets.kept_for(model, features)
+                return self._indexed(self._sets.kept_for(model, features), features, copy)
             except BaseException:
                 model.close()
                 raise
         finally:
             shutil.rmtree(copy, ignore_errors=True)  # everything is in memory by now
+
+    def _indexed(self, model: Model, features: FeatureSet, folder: Path) -> Model:
+        """A model with both towers on top of an index of the catalogue; any other as it is."""
+        if not has_towers(model):
+            return model
+        served_by = self._sets.of(model)
+        if not served_by.wait_items(ITEMS_S):
+            log.warning("index.items_missing", version=model.ref.version, waited_s=ITEMS_S)
+        found = TowerModel(
+            model,
+            features,
+            served_by.items,
+            _sampled_users(folder),
+            self._metrics,
+            threads=self._calls.threads,
+        )
+        found.catch_up()
+        found.follow(self._clock)
+        return found
+
+
+def _sampled_users(folder: Path) -> UserFeatures:
+    """Those of the version's warm-up set."""
+    calls = [call for call in read_calls(folder / WARMUP) if call.signature == QUERY]
+    if not calls:
+        raise Refused(f"{folder / WARMUP} holds no call of {QUERY!r}")
+    inputs = calls[0].inputs
+    return UserFeatures(longs=inputs[USER_LONGS], floats=inputs[USER_FLOATS])
 
 
 def trained_on(facts: ModelFacts) -> FeatureSet:

@@ -92,3 +92,8 @@ class TensorModel(Protocol):
             Rejected: the model does not take these values.
             ModelFault: the model failed, gave NaN, or is closed.
         """
+
+
+@runtime_checkable
+class ServedModel(Model, TensorModel, Protocol):
+    """A model of both kinds, as loaders make them."""

@@ -22,6 +22,11 @@ WARMUP: Final = "warmup.npz"
 GOLDEN: Final = "golden.npz"
 RETRIEVE: Final = "serving_default"
 RANK: Final = "rank"
+# The two towers by themselves, for retrieval outside of the graph; a model may have both or none.
+QUERY: Final = "query"  # packed user features -> `vector` [batch, d]
+ITEMS: Final = "items"  # item features -> `vectors` [m, d]; a score is their dot product
+USER_LONGS: Final = "user_longs"  # as `features.assemble` packs them
+USER_FLOATS: Final = "user_floats"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 from features.assemble import ItemFeatures, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
 from inference.model import ModelRef, Scored
-from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, read_calls
-from inference.tensors import Signature, TensorSpec
+from inference.samples import (
+    GOLDEN,
+    ITEMS,
+    QUERY,
+    RANK,
+    RETRIEVE,
+    USER_FLOATS,
+    USER_LONGS,
+    WARMUP,
+    read_calls,
+)
+from inference.tensors import CANDIDATES, Signature, TensorSpec
 from schemas.errors import ModelFault, Reason, Refused, Rejected
 
 # Every batch is padded to one of these: kernels and their buffers are reused, not made anew.
@@ -243,7 +253,14 @@ def signature_problems(
 ) -> list[str]:
     """What a model asks for, compared with what the feature set gives: a line a difference."""
     problems = []
-    for signature, expected in expected_inputs(features).items():
+    wanted = expected_inputs(features)
+    if QUERY in found or ITEMS in found:  # one is of no use without the other
+        # An item tower takes what it likes of what an item is, whoever looks at it, and when.
+        own = {f.name for f in features.of(Level.ITEM, "int64")}
+        own &= found.get(ITEMS, {}).keys()
+        taken = {n: s for n, s in input_specs(features, Level.ITEM).items() if n in own}
+        wanted |= {QUERY: packed_specs(features), ITEMS: taken}
+    for signature, expected in wanted.items():
         inputs = found.get(signature)
         if inputs is None:
             problems.append(f"signature {signature!r} is missing")
@@ -265,20 +282,29 @@ def signature_problems(
 
 def expected_inputs(features: FeatureSet) -> dict[str, dict[str, tf.TensorSpec]]:
     """Signature -> input name -> what a model of this feature set must take."""
-    users = _specs(features, Level.USER)
+    users = input_specs(features, Level.USER)
     exclude = tf.TensorSpec([None, None], tf.int64)
     return {
         RETRIEVE: users | {"exclude": exclude, "k": tf.TensorSpec([], tf.int32)},
         RANK: users
-        | _specs(features, Level.ITEM)
+        | input_specs(features, Level.ITEM)
         | {"candidates": tf.TensorSpec([None, None], tf.int64)},
     }
 
 
-def _specs(features: FeatureSet, level: Level) -> dict[str, tf.TensorSpec]:
+def input_specs(features: FeatureSet, level: Level) -> dict[str, tf.TensorSpec]:
+    """A level's features as inputs of a signature, by name."""
     return {
         f.name: tf.TensorSpec([None] if f.length == 1 else [None, f.length], tf.as_dtype(f.dtype))
         for f in features.of(level)
+    }
+
+
+def packed_specs(features: FeatureSet) -> dict[str, tf.TensorSpec]:
+    """User features as `features.assemble` packs them, as inputs of a signature."""
+    return {
+        name: tf.TensorSpec([None, features.width(Level.USER, dtype)], tf.as_dtype(dtype))
+        for name, dtype in ((USER_LONGS, "int64"), (USER_FLOATS, "float32"))
     }
 
 
@@ -292,13 +318,15 @@ def _spec(spec: tf.TensorSpec) -> str:
 
 def _signature(call: Any, pairs: Collection[str]) -> Signature:
     """What a loaded signature takes and gives. `pairs`: inputs that come once a candidate."""
+    given = call.structured_input_signature[1]
+    paired = pairs if CANDIDATES in given else ()
     inputs = {
         name: TensorSpec(
             dtype=spec.dtype.name,
             shape=tuple(spec.shape.as_list()),
-            lead="none" if not spec.shape.rank else "pairs" if name in pairs else "rows",
+            lead="none" if not spec.shape.rank else "pairs" if name in paired else "rows",
         )
-        for name, spec in call.structured_input_signature[1].items()
+        for name, spec in given.items()
     }
     outputs = {
         name: TensorSpec(dtype=spec.dtype.name, shape=tuple(spec.shape.as_list()))

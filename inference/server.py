@@ -22,7 +22,7 @@ from inference.delivery import AtLeastOnce, Delivery
 from inference.encoding import AnswerWriter
 from inference.exposure import Exposed, Exposure, expose
 from inference.live import Live
-from inference.loading import RegistryLoader
+from inference.loading import CallPolicy, RegistryLoader
 from inference.registry import FolderRegistry
 from inference.reload import ReleaseFeed, Reloader
 from inference.requests import RequestReader
@@ -297,14 +297,16 @@ class Server:
     def _follow_releases(self) -> Reloader:
         keys = Keyring.load(self._settings.keys_dir)
         registry = FolderRegistry(self._settings.models_dir, profile=self._settings.profile)
-        sizes = self._options.batch_sizes()
+        options = self._options
+        calls = CallPolicy(batch_sizes=options.batch_sizes(), threads=options.threads())
         loader = RegistryLoader(
             registry,
             self._settings.model_name,
             keys,
             self._sets,
-            sizes,
-            self._options.threads(),
+            calls,
+            self._clock,
+            self._metrics,
         )
         reloader = Reloader(self._releases, loader, self._live, self._clock, self._metrics)
         follow("releases", reloader.run, self._stack)

@@ -78,7 +78,7 @@ class SetParts:
         """Begins to read the items; `items_ready` says when all are there."""
         self._features, self._around = features, around
         with ExitStack() as stack:
-            self._items = ItemTable(features.fingerprint)
+            self.items = ItemTable(features.fingerprint)
             self._feed = self._items_feed(stack)
             self.service = self._service(stack, around.answer_cost)
             self._stack = stack.pop_all()
@@ -92,6 +92,10 @@ class SetParts:
     def items_ready(self) -> threading.Event:
         """Set once everything that stood on the item topics at the start is read."""
         return self._feed.ready
+
+    def wait_items(self, timeout_s: float) -> bool:
+        """Whether they are there, in time."""
+        return self._feed.ready.wait(timeout_s)
 
     def close(self) -> None:
         """Give everything up. Idempotent."""
@@ -118,8 +122,8 @@ class SetParts:
         parts = Parts(
             features=self._features,
             lookup=lookup,
-            items=self._items,
-            popular=Popular(fingerprint, self._items, TARGETS, around.clock),
+            items=self.items,
+            popular=Popular(fingerprint, self.items, TARGETS, around.clock),
             live=around.live,
             score_cost=cost,
         )
@@ -135,7 +139,7 @@ class SetParts:
         stack.callback(source.close)
         feed = ItemsFeed(
             source,
-            self._items,
+            self.items,
             around.registry,
             around.topics,
             around.clock,
@@ -159,7 +163,7 @@ def opened_set(features: FeatureSet, around: Surroundings) -> SetParts:
         found = SetParts(features, around)
     except PositionForeign as foreign:
         raise Refused(f"feature set {features.fingerprint}: {foreign}") from foreign
-    if not found.items_ready.wait(ITEMS_READY_S):
+    if not found.wait_items(ITEMS_READY_S):
         found.close()
         raise Refused(
             f"feature set {features.fingerprint}: its items were not read in {ITEMS_READY_S:g} s"

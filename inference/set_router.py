@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import structlog
@@ -31,6 +31,9 @@ from inference.service import Service
 from inference.tensors import Signature
 from schemas.events import Arm, Recommendation, Shadow
 
+if TYPE_CHECKING:
+    from features.items import ItemTable
+
 log = structlog.get_logger(__name__)
 
 
@@ -42,6 +45,12 @@ class OpenedSet(Protocol):
 
     @property
     def beside(self) -> Service: ...
+
+    @property
+    def items(self) -> ItemTable: ...
+
+    def wait_items(self, timeout_s: float) -> bool:
+        """Whether everything that stood on the item topics is in the table, in time."""
 
     def close(self) -> None: ...
 
@@ -80,6 +89,10 @@ class SetServices:
                 log.info("serve.set_opened", set=fingerprint)
             self._users[fingerprint] = self._users.get(fingerprint, 0) + 1
         return _Kept(model, lambda: self._given_up(fingerprint))
+
+    def of(self, model: Model) -> OpenedSet:
+        """What the model's feature set is served by, once it is kept for it."""
+        return self.serving()[model.ref.fingerprint]
 
     def close(self) -> None:
         """Give up all but the own service. Idempotent."""

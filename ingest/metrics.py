@@ -72,6 +72,9 @@ MetricName = Literal[
     "serve.batches",
     "serve.expired_in_queue",
     "serve.fallbacks",
+    "serve.index_items",
+    "serve.index_probes",
+    "serve.index_recall",
     "serve.latency_s",
     "serve.model_faults",
     "serve.model_version",
@@ -144,6 +147,13 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
         "counter", "requests that were read in time, and not scored in time"
     ),
     "serve.fallbacks": MetricSpec("counter", "answers without the model", ("reason",)),
+    "serve.index_items": MetricSpec("gauge", "items in a version's index", ("version",)),
+    "serve.index_probes": MetricSpec(
+        "gauge", "lists of the index that a query looks into; 0: it sees every item", ("version",)
+    ),
+    "serve.index_recall": MetricSpec(
+        "gauge", "share of the best 50 items that the index finds, as measured", ("version",)
+    ),
     "serve.latency_s": MetricSpec("histogram", "time of a stage of an answer", ("stage",)),
     "serve.model_faults": MetricSpec("counter", "model calls that failed", ("version",)),
     "serve.model_version": MetricSpec("gauge", "version that serves", ("arm",)),

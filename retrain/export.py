@@ -1,8 +1,10 @@
 """
 Export: a trained network becomes a SavedModel folder that serving can load, check and warm.
 
-Two signatures (see `inference.samples`): `serving_default` retrieves the top k of the catalogue,
-`rank` scores given candidates. The item matrix is computed once and is a constant of the graph.
+Signatures (see `inference.samples`): `serving_default` retrieves the top k of the items known at
+training, `rank` scores given candidates; `query` and `items` are the towers by themselves, from
+which serving makes an index of the catalogue as it stands. The matrix of the known items is
+computed once and is a constant of the graph.
 """
 
 from __future__ import annotations
@@ -18,10 +20,27 @@ from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
-from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, Call, write_calls
-from inference.savedmodel import expected_inputs, signature_problems
-from retrain.network import Network
+from inference.samples import (
+    GOLDEN,
+    ITEMS,
+    QUERY,
+    RANK,
+    RETRIEVE,
+    USER_FLOATS,
+    USER_LONGS,
+    WARMUP,
+    Call,
+    write_calls,
+)
+from inference.savedmodel import (
+    expected_inputs,
+    input_specs,
+    packed_specs,
+    signature_problems,
+)
+from retrain.network import Network, PackedInputs
 from retrain.report import Integrity
+from retrain.roles import ITEM, roles_of
 
 _WARM_ROWS = 32
 _GOLDEN_ROWS = 8
@@ -45,14 +64,18 @@ class _Served:
     """The exported functions, with the item tower already computed."""
 
     def __init__(self, network: Network, features: FeatureSet) -> None:
-        self._network = network
+        self._network, self._features = network, features
         vectors, bias = network.items()
         self.vectors, self.bias = tf.constant(vectors.numpy()), tf.constant(bias.numpy())
         self.hashes = tf.constant(np.concatenate([[0], network.knowledge.items]))
         specs = expected_inputs(features)
+        of_items = input_specs(features, Level.ITEM)
+        own = {name: of_items[name] for name in _own(features)}
         self.functions = {
             RETRIEVE: _traced(self._retrieve, specs[RETRIEVE]),
             RANK: _traced(self._rank, specs[RANK]),
+            QUERY: _traced(self._query, packed_specs(features)),
+            ITEMS: _traced(self._items, own),
         }
 
     def save(self, folder: Path) -> None:
@@ -81,13 +104,32 @@ class _Served:
         """Score of each candidate [batch, c]; an unknown one is scored by its content."""
         candidates = inputs["candidates"]
         users = self._network.user(inputs, self.vectors)
-        index = self._network.index(candidates)
-        content = self._network.content_of({n: inputs[n] for n in self._network.content})
+        vectors, bias = self._vectors(tf.reshape(candidates, [-1]), inputs)
         shape = tf.concat([tf.shape(candidates), [users.shape[-1]]], axis=0)
-        unknown = self.vectors[0] + tf.reshape(tf.broadcast_to(content, _flat(shape)), shape)
-        vectors = tf.where(index[..., None] == 0, unknown, tf.gather(self.vectors, index))
-        scores = tf.einsum("bd,bcd->bc", users, vectors) + tf.gather(self.bias, index)
+        scores = tf.einsum("bd,bcd->bc", users, tf.reshape(vectors, shape))
+        scores += tf.reshape(bias, tf.shape(candidates))
         return {"scores": tf.where(candidates == 0, -np.inf, scores)}
+
+    def _query(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """User vectors [batch, width + 1]; the last place, a 1, meets the item's bias."""
+        packed = PackedInputs(self._features, inputs[USER_LONGS], inputs[USER_FLOATS])
+        users = self._network.user(packed, self.vectors)
+        return {"vector": tf.pad(users, [[0, 0], [0, 1]], constant_values=1.0)}
+
+    def _items(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Item vectors [m, width + 1] with the bias as last place."""
+        vectors, bias = self._vectors(inputs[ITEM], inputs)
+        return {"vectors": tf.concat([vectors, bias[:, None]], axis=1)}
+
+    def _vectors(
+        self, hashes: tf.Tensor, inputs: Mapping[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Vectors [m, width] and biases [m] of items; an unknown one's come from its content."""
+        index = self._network.index(hashes)
+        content = self._network.content_of({n: inputs[n] for n in self._network.content})
+        unknown = self.vectors[0] + content
+        vectors = tf.where(index[:, None] == 0, unknown, tf.gather(self.vectors, index))
+        return vectors, tf.gather(self.bias, index)
 
 
 def export(network: Network, features: FeatureSet, sample: Sample, folder: Path) -> Integrity:
@@ -121,7 +163,7 @@ def parity(
     Args:
         loaded: the folder's signatures.
     """
-    retrieve, rank = _calls(sample, features, len(sample))
+    retrieve, rank, *_ = _calls(sample, features, len(sample))
     users = {f.name: tf.constant(retrieve.inputs[f.name]) for f in features.of(Level.USER)}
     trained = network(users).numpy()
     known = network.knowledge.items
@@ -148,13 +190,15 @@ def _traced(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
     return tf.function(function, autograph=False).get_concrete_function(**named_specs)
 
 
-def _flat(shape: tf.Tensor) -> tf.Tensor:
-    """[batch, c, width] as [batch * c, width]."""
-    return tf.stack([shape[0] * shape[1], shape[2]])
+def _own(features: FeatureSet) -> tuple[str, ...]:
+    """What the item tower takes: the item's own features, whoever looks at it."""
+    return (ITEM, *roles_of(features).content)
 
 
 def _calls(sample: Sample, features: FeatureSet, rows: int) -> list[Call]:
-    """One call of each signature with the first `rows` requests of a sample."""
+    """
+    One call of each signature with the first `rows` requests of a sample, RETRIEVE and RANK first.
+    """
     part = slice(0, min(rows, len(sample)))
     users = named(features, Level.USER, sample.users.longs[part], sample.users.floats[part])
     items = named(features, Level.ITEM, sample.items.longs[part], sample.items.floats[part])
@@ -166,6 +210,14 @@ def _calls(sample: Sample, features: FeatureSet, rows: int) -> list[Call]:
             inputs={**users, "exclude": exclude, "k": np.asarray(_K, np.int32)},
         ),
         Call(signature=RANK, inputs={**users, **items, "candidates": candidates}),
+        Call(
+            signature=QUERY,
+            inputs={
+                USER_LONGS: sample.users.longs[part],
+                USER_FLOATS: sample.users.floats[part],
+            },
+        ),
+        Call(signature=ITEMS, inputs={n: items[n] for n in _own(features)}),
     ]
 
 

@@ -11,7 +11,7 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,48 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from features.declare import Array
+from features.declare import Array, FeatureSet, Level
 from retrain.recipe import NetworkPolicy
 from retrain.roles import HISTORY_ITEMS, Roles
 
 Tensors = Mapping[str, tf.Tensor]
+
+
+class PackedInputs(Mapping[str, tf.Tensor]):
+    """
+    User features by name, cut out of the two packed matrices.
+
+    A hundred inputs by name cost a small call more than the network does.
+    """
+
+    def __init__(self, features: FeatureSet, longs: tf.Tensor, floats: tf.Tensor) -> None:
+        self._matrices = {"int64": longs, "float32": floats}
+        self._columns = {
+            name: (dtype, part)
+            for dtype in self._matrices
+            for name, part in features.slices(Level.USER, dtype).items()
+        }
+
+    def __getitem__(self, name: str) -> tf.Tensor:
+        dtype, part = self._columns[name]
+        values = self._matrices[dtype][:, part]
+        return values[:, 0] if part.stop - part.start == 1 else values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def side_by_side(
+        self, names: Sequence[str], dtype: tf.DType
+    ) -> tuple[tf.Tensor, dict[str, int]]:
+        """[batch, sum of widths], and the widths."""
+        parts = {name: self._columns[name][1] for name in names}
+        columns = np.concatenate([np.zeros(0, np.int64), *(np.r_[p] for p in parts.values())])
+        found = tf.gather(self._matrices[dtype.name], columns, axis=1)
+        return found, {name: part.stop - part.start for name, part in parts.items()}
+
 
 _BINS = 32  # of each number in the history: quantiles of the training's values
 _CLIP = 4.0  # standard deviations that a scaled number may lie from its mean
@@ -210,16 +247,15 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
         would take most of the time of a small batch.
         """
         batch = tf.shape(inputs[HISTORY_ITEMS])[0]
-        numbers = [(inputs[n], self.knowledge.scales[n]) for n in self.roles.numbers]
-        scaled = _joined(batch, [values for values, _ in numbers], tf.float32)
-        wide = [scale for values, scale in numbers for _ in range(_width(values))]
+        scaled, widths = _side_by_side(inputs, self.roles.numbers, batch, tf.float32)
+        wide = [self.knowledge.scales[n] for n in self.roles.numbers for _ in range(widths[n])]
         if wide:
             mean, deviation = np.array(wide, np.float32).T
             scaled = _scaled(scaled, mean, deviation)
         found = self.context[1](self.context[0](tf.concat([tf.ones([batch, 1]), scaled], axis=1)))
-        hashed = [inputs[n] for n in self.roles.hashed]
-        places = [at for at, values in enumerate(hashed) for _ in range(_width(values))]
-        bucket = _bucket(_joined(batch, hashed, tf.int64), self.policy.attribute_buckets)
+        hashed, widths = _side_by_side(inputs, self.roles.hashed, batch, tf.int64)
+        places = [at for at, n in enumerate(self.roles.hashed) for _ in range(widths[n])]
+        bucket = _bucket(hashed, self.policy.attribute_buckets)
         offset = np.array(places, np.int64) * self.policy.attribute_buckets
         looked_up = self.attributes(tf.where(bucket > 0, bucket + offset, 0))
         return found + tf.reduce_sum(looked_up * tf.cast(bucket > 0, tf.float32)[..., None], 1)
@@ -283,11 +319,12 @@ def _scaled(
     return tf.clip_by_value((logs - mean) / deviation, -_CLIP, _CLIP)
 
 
-def _width(values: tf.Tensor) -> int:
-    return 1 if values.shape.rank == 1 else int(values.shape[1])
-
-
-def _joined(batch: tf.Tensor, parts: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-    """[batch] and [batch, length] parts side by side, [batch, sum of lengths]."""
-    flat = [part[:, None] if part.shape.rank == 1 else part for part in parts]
-    return tf.concat([tf.zeros([batch, 0], dtype), *flat], axis=1)
+def _side_by_side(
+    inputs: Tensors, names: Sequence[str], batch: tf.Tensor, dtype: tf.DType
+) -> tuple[tf.Tensor, dict[str, int]]:
+    """Inputs of shape [batch] and [batch, length] in one, and how wide each of them is."""
+    if isinstance(inputs, PackedInputs):
+        return inputs.side_by_side(names, dtype)
+    flat = [inputs[n][:, None] if inputs[n].shape.rank == 1 else inputs[n] for n in names]
+    widths = {n: int(part.shape[1]) for n, part in zip(names, flat, strict=True)}
+    return tf.concat([tf.zeros([batch, 0], dtype), *flat], axis=1), widths

@@ -1,0 +1,239 @@
+"""
+Nearest items by inner product: every vector compared below a size, an inverted file above it.
+
+The inverted file is an IVF index (Jégou et al., "Product quantization for nearest neighbor search",
+TPAMI 2011, section 4) over plain vectors. How many of its lists a query probes is not guessed: it
+is the least number that finds what comparing with every vector finds, as measured on queries of the
+model that will be asked. The one importer of `faiss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+EXACT_BELOW: Final = 16_384  # vectors that are compared as fast as a user tower makes queries
+RECALL_AT: Final = 50
+# Of measured recall; .99 is promised, and the queries it is measured on are a sample.
+RECALL_AIM: Final = 0.995
+_LISTS = 2.0  # times the root of the number of vectors
+_TRAIN_PER_LIST = 64
+_TRAIN_ROUNDS = 8
+_TAIL_SHARE = 0.05  # of the inverted file: then it is made anew
+_SEED = 1
+
+Matrix = NDArray[np.float32]
+Places = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """Of each query, best first; place -1 and score -inf pad."""
+
+    at: Places  # [b, k]
+    scores: Matrix  # [b, k]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inverted:
+    """Vectors of places 0..n-1 in lists by their nearest centroid. Never changed once made."""
+
+    index: Any
+    probes: int
+    recall: float  # of RECALL_AT, at so many probes
+
+    def search(self, queries: Matrix, k: int, bits: NDArray[np.uint8]) -> Nearest:
+        selector = faiss.IDSelectorBitmap(bits)
+        how = faiss.SearchParametersIVF(sel=selector, nprobe=self.probes)
+        scores, at = self.index.search(queries, k, params=how)
+        return Nearest(at=at, scores=np.where(at < 0, -np.inf, scores).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorIndex:
+    """
+    The vectors of places 0..size-1. Immutable: what changes is put into another one.
+
+    What came or changed since the inverted file was made lies beside it and is compared in full.
+    """
+
+    size: int
+    inverted: _Inverted | None
+    replaced: Mask  # [n] of the inverted file: whose vector is among the others now
+    tail_at: Places  # [t] ascending
+    tail: Matrix  # [t, d]
+
+    @property
+    def recall(self) -> float:
+        """Share of the best RECALL_AT that is found, as measured; 1 where all are compared."""
+        return self.inverted.recall if self.inverted else 1.0
+
+    @property
+    def probes(self) -> int:
+        """Lists that a query looks into; 0: it is compared with every vector."""
+        return self.inverted.probes if self.inverted else 0
+
+    def put(self, at: Places, vectors: Matrix) -> VectorIndex:
+        """
+        With these vectors at these places, ascending; new places follow on `size`.
+
+        The inverted file stays as it is: see `due`.
+        """
+        replaced = self.replaced.copy()
+        replaced[at[at < len(replaced)]] = True
+        kept = np.isin(self.tail_at, at, invert=True)
+        places = np.concatenate([self.tail_at[kept], at])
+        order = np.argsort(places, kind="stable")
+        return VectorIndex(
+            size=max(self.size, int(at.max(initial=-1)) + 1),
+            inverted=self.inverted,
+            replaced=replaced,
+            tail_at=places[order],
+            tail=np.concatenate([self.tail[kept], vectors])[order],
+        )
+
+    @property
+    def due(self) -> bool:
+        """Whether so much lies beside the inverted file that it should be made anew."""
+        most = max(EXACT_BELOW, _TAIL_SHARE * (self.size - len(self.tail_at)))
+        return len(self.tail_at) > most
+
+    def rebuilt(self, queries: Matrix) -> VectorIndex:
+        """
+        With all vectors in a new inverted file, its probes measured on `queries` [q, d].
+
+        Takes seconds for a million vectors.
+        """
+        vectors = self._vectors()
+        lists = int(_LISTS * len(vectors) ** 0.5)
+        index = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(vectors.shape[1]),
+            vectors.shape[1],
+            lists,
+            faiss.METRIC_INNER_PRODUCT,
+        )
+        index.cp.niter, index.cp.seed = _TRAIN_ROUNDS, _SEED
+        index.cp.max_points_per_centroid = _TRAIN_PER_LIST
+        chance = np.random.default_rng(_SEED)
+        most = min(len(vectors), _TRAIN_PER_LIST * lists)
+        index.train(vectors[chance.choice(len(vectors), most, replace=False)])
+        index.add(vectors)
+        index.make_direct_map()  # so that vectors can be read back
+        probes, recall = _probes(index, queries)
+        return VectorIndex(
+            size=self.size,
+            inverted=_Inverted(index=index, probes=probes, recall=recall),
+            replaced=np.zeros(self.size, np.bool_),
+            tail_at=np.zeros(0, np.int64),
+            tail=vectors[:0],
+        )
+
+    def tuned(self, queries: Matrix) -> VectorIndex:
+        """The same, its probes measured anew on these queries."""
+        if self.inverted is None:
+            return self
+        probes, recall = _probes(self.inverted.index, queries)
+        return replace(self, inverted=replace(self.inverted, probes=probes, recall=recall))
+
+    def among(self, allowed: Mask) -> Search:
+        """
+        Search among the allowed places alone, [size] bool.
+
+        To be kept as long as neither changes: it takes a pass over all places.
+        """
+        ours = np.flatnonzero(allowed[self.tail_at])
+        parts: list[_Part] = []
+        if self.inverted is not None:
+            bits = np.packbits(allowed[: len(self.replaced)] & ~self.replaced, bitorder="little")
+            inverted = self.inverted
+            parts.append(lambda queries, k: inverted.search(queries, k, bits))
+        if len(ours):
+            at, vectors = self.tail_at[ours], np.ascontiguousarray(self.tail[ours])
+            parts.append(lambda queries, k: _compared(queries, k, at, vectors))
+        return lambda queries, k: _best([part(queries, k) for part in parts], len(queries), k)
+
+    def _vectors(self) -> Matrix:
+        vectors = np.zeros((self.size, self.tail.shape[1]), np.float32)
+        if self.inverted is not None:
+            n = len(self.replaced)
+            vectors[:n] = self.inverted.index.reconstruct_n(0, n)
+        vectors[self.tail_at] = self.tail
+        return vectors
+
+
+Search = Callable[[Matrix, int], Nearest]  # ([b, d] queries, k)
+_Part = Callable[[Matrix, int], Nearest]
+
+
+def no_vectors(width: int) -> VectorIndex:
+    """
+    An index of nothing yet.
+
+    >>> index = no_vectors(2).put(np.arange(3), np.array([[1, 0], [0, 2], [3, 0]], np.float32))
+    >>> found = index.among(np.array([True, True, False]))(np.array([[1, 1]], np.float32), 3)
+    >>> found.at.tolist(), found.scores.tolist()
+    ([[1, 0, -1]], [[2.0, 1.0, -inf]])
+    """
+    return VectorIndex(
+        size=0,
+        inverted=None,
+        replaced=np.zeros(0, np.bool_),
+        tail_at=np.zeros(0, np.int64),
+        tail=np.zeros((0, width), np.float32),
+    )
+
+
+def use_threads(threads: int) -> None:
+    """Let a search that this thread begins use so many."""
+    faiss.omp_set_num_threads(threads)
+
+
+def _compared(queries: Matrix, k: int, at: Places, vectors: Matrix) -> Nearest:
+    most = min(k, len(vectors))
+    scores, found = faiss.knn(queries, vectors, most, metric=faiss.METRIC_INNER_PRODUCT)
+    return Nearest(at=at[found], scores=scores)
+
+
+def _best(parts: list[Nearest], rows: int, k: int) -> Nearest:
+    """The best k of all parts, [rows, k]."""
+    pad = Nearest(at=np.full((rows, k), -1), scores=np.full((rows, k), -np.inf, np.float32))
+    if len(parts) == 1 and parts[0].at.shape[1] == k:
+        return parts[0]
+    parts = [*parts, pad]
+    at = np.concatenate([part.at for part in parts], axis=1)
+    scores = np.concatenate([part.scores for part in parts], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return Nearest(
+        at=np.take_along_axis(at, order, axis=1), scores=np.take_along_axis(scores, order, axis=1)
+    )
+
+
+def _probes(index: Any, queries: Matrix) -> tuple[int, float]:
+    """The least number of lists to probe that reaches the aim, and the recall it has."""
+    k = min(RECALL_AT, index.ntotal)
+    every = index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=index.nlist))[1]
+    probes = 1
+    while probes < index.nlist:
+        some = index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=probes))[1]
+        recall = _recall(every, some)
+        if recall >= RECALL_AIM:
+            return probes, recall
+        probes = max(probes + 1, int(1.4 * probes))
+    return int(index.nlist), 1.0
+
+
+def _recall(every: Places, some: Places) -> float:
+    """
+    Share of `every` that is among `some`, row by row.
+
+    >>> _recall(np.array([[1, 2], [3, 4]]), np.array([[2, 1], [3, 9]]))
+    0.75
+    """
+    found = (every[:, :, None] == some[:, None, :]).any(axis=2)
+    return float(found.mean()) if found.size else 1.0

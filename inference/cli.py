@@ -39,6 +39,10 @@ def serve(
     model_threads: Annotated[
         int, typer.Option(min=0, help="Threads of one model call; 0: half of the processors.")
     ] = 0,
+    rules: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of business rules for what is retrieved.", dir_okay=False),
+    ] = None,
     metrics_port: Annotated[int, typer.Option(help="For Prometheus; 0: a free one.")] = 0,
     instance: Annotated[
         str,
@@ -102,6 +106,7 @@ def serve(
     Example: `millstream serve --http-port 8501 --grpc-port 8500`
     """
     from inference import exposure, server  # noqa: PLC0415 - keeps --help quick
+    from inference.rules import read_rules  # noqa: PLC0415
 
     options = server.Options(
         max_batch=max_batch,
@@ -110,6 +115,7 @@ def serve(
         metrics_port=metrics_port,
         instance=instance,
         delivery=delivery,
+        rules=read_rules(rules) if rules else (),
         exposure=exposure.Exposure(
             http_port=http_port,
             grpc_port=grpc_port,

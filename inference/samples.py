@@ -25,6 +25,7 @@ RANK: Final = "rank"
 # The two towers by themselves, for retrieval outside of the graph; a model may have both or none.
 QUERY: Final = "query"  # packed user features -> `vector` [batch, d]
 ITEMS: Final = "items"  # item features -> `vectors` [m, d]; a score is their dot product
+ITEM: Final = "item"  # the item's hash, as the item tower takes it beside the item's features
 USER_LONGS: Final = "user_longs"  # as `features.assemble` packs them
 USER_FLOATS: Final = "user_floats"
 

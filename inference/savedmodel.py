@@ -20,6 +20,7 @@ from features.declare import Array, FeatureSet, Level
 from inference.model import ModelRef, Scored
 from inference.samples import (
     GOLDEN,
+    ITEM,
     ITEMS,
     QUERY,
     RANK,
@@ -256,9 +257,9 @@ def signature_problems(
     wanted = expected_inputs(features)
     if QUERY in found or ITEMS in found:  # one is of no use without the other
         # An item tower takes what it likes of what an item is, whoever looks at it, and when.
-        own = {f.name for f in features.of(Level.ITEM, "int64")}
-        own &= found.get(ITEMS, {}).keys()
+        own = {f.name for f in features.of(Level.ITEM, "int64")} & found.get(ITEMS, {}).keys()
         taken = {n: s for n, s in input_specs(features, Level.ITEM).items() if n in own}
+        taken[ITEM] = tf.TensorSpec([None], tf.int64)
         wanted |= {QUERY: packed_specs(features), ITEMS: taken}
     for signature, expected in wanted.items():
         inputs = found.get(signature)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from features.assemble import ItemFeatures, UserFeatures, assemble_items
 from features.declare import FeatureSet, ItemContext, UserContext
 from features.hashing import hash_ids
-from inference.model import Model
+from inference.model import Model, Scored
 from inference.requests import Asked
+from inference.rules import DEPTH, Candidates, Rule, applied
 from schemas.errors import ModelFault
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ScorePolicy:
 
     spare: int = 16  # asked for beyond k: room for items that are not available or not known (yet)
     rank_rows: int = 20_000  # candidates in one model call, at most, unless one request has more
+    rules: tuple[Rule, ...] = ()  # on what is retrieved
     faults: int = 16  # model calls that may fail while a batch is bisected; then it falls back
 
 
@@ -88,16 +90,18 @@ class Scorer:
 
     def _retrieved(self, model: Model, batch: Assembled, index: Index) -> dict[int, Pick]:
         ks = np.array([batch.asked[i].request.k for i in index.tolist()])
-        spare = self._policy.spare if len(self._items) else 0
-        k = int(ks.max()) + spare
-        found = model.retrieve(_taken(batch.users, index), batch.exclude[index], k)
-        at = self._items.index(found.items.ravel())
-        good = (at >= 0) & (found.items.ravel() != 0) & np.isfinite(found.scores.ravel())
-        good[good] = self._items.available[at[good]]
-        keep = good.reshape(found.items.shape)
+        most, spare = int(ks.max()), self._policy.spare if len(self._items) else 0
+        rules = self._policy.rules
+        depth = DEPTH * most if rules else most
+        found = model.retrieve(_taken(batch.users, index), batch.exclude[index], depth + spare)
+        at, scores = self._known(found), found.scores
+        if rules:
+            ruled = applied(rules, Candidates(at=at, scores=scores, items=self._items), most)
+            at, scores = ruled.at, ruled.scores
+        keep = at >= 0
         keep &= np.cumsum(keep, axis=1) <= ks[:, None]
-        places, hashes, scores = at[keep.ravel()].tolist(), found.items[keep], found.scores[keep]
-        ids = [self._items.ids[place] for place in places]
+        kept, scores = at[keep], scores[keep]
+        hashes, ids = self._items.hashes[kept], [self._items.ids[i] for i in kept.tolist()]
         picks, start = {}, 0
         for i, stop in zip(index.tolist(), np.cumsum(keep.sum(axis=1)).tolist(), strict=True):
             picks[i] = Pick(
@@ -105,6 +109,14 @@ class Scorer:
             )
             start = stop
         return picks
+
+    def _known(self, found: Scored) -> Index:
+        """[n, k] places in the item table of what may be recommended; -1 for the rest."""
+        flat = found.items.ravel()
+        at = self._items.index(flat)
+        good = (at >= 0) & (flat != 0) & np.isfinite(found.scores.ravel())
+        good[good] = self._items.available[at[good]]
+        return np.where(good, at, -1).reshape(found.items.shape)
 
     def _ranked(self, model: Model, batch: Assembled, index: Index) -> dict[int, Pick]:
         lists = [batch.candidates[i] for i in index.tolist()]

@@ -26,6 +26,7 @@ from inference.loading import CallPolicy, RegistryLoader
 from inference.registry import FolderRegistry
 from inference.reload import ReleaseFeed, Reloader
 from inference.requests import RequestReader
+from inference.rules import Rule
 from inference.set_parts import SetParts, Surroundings, follow, opened_set
 from inference.set_router import SetRouter, SetServices
 from inference.signature import Keyring
@@ -67,6 +68,7 @@ class Options:
     instance: str = "0"
     delivery: Delivery = Delivery.EXACTLY_ONCE
     exposure: Exposure = field(default_factory=Exposure)
+    rules: tuple[Rule, ...] = ()
 
     def batch_sizes(self) -> tuple[int, ...]:
         """Powers of two up to the largest batch: what models are warmed for."""
@@ -124,6 +126,7 @@ class Server:
             score_cost=self._costs.score,
             answer_cost=TogetherCost(self._costs.score, self._costs.deliver),
             titles=self._titles,
+            rules=options.rules,
         )
         self._own = SetParts(CATALOG, self._around)
         stack.callback(self._own.close)

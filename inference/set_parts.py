@@ -20,7 +20,9 @@ from inference.fallback import Popular
 from inference.items_feed import NEVER_STOP, ItemsFeed
 from inference.live import Live
 from inference.lookup import RowLookup
-from inference.service import Parts, Service
+from inference.rules import Rule
+from inference.scorer import ScorePolicy
+from inference.service import Parts, Service, ServicePolicy
 from inference.titles import Titles
 from ingest.clock import Clock
 from ingest.dead_letter import DeadLetterPolicy, DeadLetters
@@ -53,6 +55,7 @@ class Surroundings:
     score_cost: Cost  # of a model call
     answer_cost: Cost  # of a model call, and of committing its answers
     titles: Titles | None = None  # to be kept, where somebody asks for them
+    rules: tuple[Rule, ...] = ()
 
     @property
     def topics(self) -> Topics:
@@ -127,7 +130,8 @@ class SetParts:
             live=around.live,
             score_cost=cost,
         )
-        return Service(parts, around.clock, around.metrics)
+        policy = ServicePolicy(score=ScorePolicy(rules=around.rules))
+        return Service(parts, around.clock, around.metrics, policy)
 
     def _items_feed(self, stack: ExitStack) -> ItemsFeed:
         around = self._around

@@ -21,7 +21,7 @@ from features import rows
 from features.assemble import ItemFeatures, UserFeatures
 from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
 from inference.model import Model, ModelRef, Scored, ServedModel
-from inference.samples import ITEMS, QUERY, USER_FLOATS, USER_LONGS
+from inference.samples import ITEM, ITEMS, QUERY, USER_FLOATS, USER_LONGS
 from inference.tensors import Signature
 from inference.vectors import Mask, Matrix, Search, VectorIndex, no_vectors, use_threads
 from ingest.clock import Clock
@@ -234,7 +234,7 @@ class _ItemInputs:
     """What the item tower takes, from the table: the item alone, whoever looks at it."""
 
     def __init__(self, features: FeatureSet, items: ItemTable, names: Sequence[str]) -> None:
-        self._features = [f for f in features.of(Level.ITEM) if f.name in names]
+        self._features = [f for f in features.of(Level.ITEM) if f.name in names and f.name != ITEM]
         self._items = items
         nobody, nothing = np.zeros(1, np.int64), np.zeros(1, np.uint64)
         self._users = UserContext(
@@ -242,9 +242,10 @@ class _ItemInputs:
         )
 
     def of(self, places: NDArray[np.int64]) -> dict[str, Array]:
-        """By feature, [m] or [m, length]."""
+        """By feature, [m] or [m, length], and the items' hashes."""
         context = self._context(places)
-        return {f.name: _computed(f, context) for f in self._features}
+        found = {f.name: _computed(f, context) for f in self._features}
+        return {**found, ITEM: context.hashes.view(np.int64)}
 
     def digests(self, count: int) -> NDArray[np.uint64]:
         """[count] a hash of what `of` gives for each of the first places."""

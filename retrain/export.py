@@ -22,6 +22,7 @@ from features.assemble import ItemFeatures, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
 from inference.samples import (
     GOLDEN,
+    ITEM,
     ITEMS,
     QUERY,
     RANK,
@@ -40,7 +41,7 @@ from inference.savedmodel import (
 )
 from retrain.network import Network, PackedInputs
 from retrain.report import Integrity
-from retrain.roles import ITEM, roles_of
+from retrain.roles import roles_of
 
 _WARM_ROWS = 32
 _GOLDEN_ROWS = 8
@@ -70,12 +71,12 @@ class _Served:
         self.hashes = tf.constant(np.concatenate([[0], network.knowledge.items]))
         specs = expected_inputs(features)
         of_items = input_specs(features, Level.ITEM)
-        own = {name: of_items[name] for name in _own(features)}
+        own = {name: of_items[name] for name in roles_of(features).content}
         self.functions = {
             RETRIEVE: _traced(self._retrieve, specs[RETRIEVE]),
             RANK: _traced(self._rank, specs[RANK]),
             QUERY: _traced(self._query, packed_specs(features)),
-            ITEMS: _traced(self._items, own),
+            ITEMS: _traced(self._items, own | {ITEM: tf.TensorSpec([None], tf.int64)}),
         }
 
     def save(self, folder: Path) -> None:
@@ -190,11 +191,6 @@ def _traced(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
     return tf.function(function, autograph=False).get_concrete_function(**named_specs)
 
 
-def _own(features: FeatureSet) -> tuple[str, ...]:
-    """What the item tower takes: the item's own features, whoever looks at it."""
-    return (ITEM, *roles_of(features).content)
-
-
 def _calls(sample: Sample, features: FeatureSet, rows: int) -> list[Call]:
     """
     One call of each signature with the first `rows` requests of a sample, RETRIEVE and RANK first.
@@ -202,6 +198,7 @@ def _calls(sample: Sample, features: FeatureSet, rows: int) -> list[Call]:
     part = slice(0, min(rows, len(sample)))
     users = named(features, Level.USER, sample.users.longs[part], sample.users.floats[part])
     items = named(features, Level.ITEM, sample.items.longs[part], sample.items.floats[part])
+    own = {name: items[name] for name in roles_of(features).content}
     exclude = sample.seen[part].view(np.int64)
     candidates = np.ascontiguousarray(sample.candidates[part]).view(np.int64)[:, None]
     return [
@@ -217,7 +214,7 @@ def _calls(sample: Sample, features: FeatureSet, rows: int) -> list[Call]:
                 USER_FLOATS: sample.users.floats[part],
             },
         ),
-        Call(signature=ITEMS, inputs={n: items[n] for n in _own(features)}),
+        Call(signature=ITEMS, inputs={**own, ITEM: candidates[:, 0]}),
     ]
 
 

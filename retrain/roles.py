@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import Drift, Feature, FeatureSet, Level
+from inference.samples import ITEM
 
 HISTORY_ITEMS = "history_items"
-ITEM = "item"  # the candidate's own hash: the vocabulary's business, not content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,8 @@ def roles_of(features: FeatureSet) -> Roles:
         content=tuple(
             f.name
             for f in features.of(Level.ITEM, "int64")
-            if f.name != ITEM and f.drift in (Drift.HASHED, Drift.CATEGORICAL)
+            if f.name != ITEM  # the vocabulary's business, not content
+            and f.drift in (Drift.HASHED, Drift.CATEGORICAL)
         ),
         history_length=length,
     )

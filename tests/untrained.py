@@ -1,4 +1,4 @@
-"""A two-tower model of the real network, with weights as they are born, exported like a trained one."""
+"""The real network with weights as they are born, exported like a trained one."""
 
 from __future__ import annotations
 

@@ -103,7 +103,9 @@ def test_the_index_gives_what_the_graph_gives(graph, towers: TowerModel) -> None
     here, there = towers.retrieve(asked, seen, 20), graph.retrieve(asked, seen, 20)
     assert here.scores == pytest.approx(there.scores, abs=1e-4)
     assert (here.items == there.items).mean() > 0.99  # equal scores may change places
-    assert not any(np.isin(row, left_out).any() for row, left_out in zip(here.items, seen))
+    assert not any(
+        np.isin(row, left_out).any() for row, left_out in zip(here.items, seen, strict=True)
+    )
 
 
 def test_what_is_not_available_makes_room_for_the_next_best(
@@ -173,7 +175,7 @@ def test_a_large_catalogue_is_searched_in_lists(
     assert metrics.value("serve.index_items", version="3") == len(NAMES)
     asked, seen = some_users(HASHES, 200)
     here, there = towers.retrieve(asked, seen, 20).items, graph.retrieve(asked, seen, 20).items
-    shared = [len(set(a) & set(b)) / 20 for a, b in zip(here.tolist(), there.tolist())]
+    shared = [len(set(a) & set(b)) / 20 for a, b in zip(here.tolist(), there.tolist(), strict=True)]
     assert np.mean(shared) > 0.95
     table.put_items([film("film-0", available=False)])
     assert HASHES[0] not in towers.retrieve(asked, none(200), 300).items

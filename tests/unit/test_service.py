@@ -12,6 +12,9 @@ from features.store import Update
 from inference.encoding import AnswerWriter
 from inference.release import Why, first, shadow, start_canary
 from inference.rollout import in_canary
+from inference.rules import Only
+from inference.scorer import ScorePolicy
+from inference.service import ServicePolicy
 from schemas.codec import Codec
 from schemas.errors import ModelFault, Reason
 from schemas.events import Arm, Item, Offset, Recommendation, Status
@@ -108,6 +111,19 @@ def test_unavailable_and_unknown_items_are_not_recommended(world):
     world.deploy(ONE, model(best=("item-9999",)))
     (answer,) = world.answer(request())
     assert ids(answer) == ITEMS[1:6]
+
+
+def test_business_rules_hold_for_the_model_and_for_popular_items_but_not_for_given_candidates():
+    blocked = Only(attribute="creator", values=("ann",))
+    world = World(policy=ServicePolicy(score=ScorePolicy(rules=(blocked,))))
+    world.items.put_items([Item(item_id=i, title=i, creator="ann") for i in ITEMS[:5]])
+    for _ in range(2):
+        asked = (request("a", k=4), request("b", candidates=tuple(ITEMS[3:6])))
+        retrieved, ranked = world.answer(*asked)
+        assert len(retrieved.items) == 4
+        assert not set(ids(retrieved)) & set(ITEMS[:5])
+        assert set(ids(ranked)) == set(ITEMS[3:6])
+        world.deploy(ONE, model())
 
 
 def test_candidates_are_ranked_by_the_model_and_nothing_else_is_returned(world):

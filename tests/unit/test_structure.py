@@ -204,6 +204,7 @@ def test_everything_imported_is_declared() -> None:
         "grpc": "grpcio",
         "grpc_health": "grpcio_health_checking",
         "grpc_reflection": "grpcio_reflection",
+        "faiss": "faiss_cpu",
         "jwt": "pyjwt",
         "tensorflow_serving": "tensorflow_serving_api",
         "keras": "tensorflow",

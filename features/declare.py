@@ -77,6 +77,7 @@ class ItemContext:
     items: ItemTable
     index: NDArray[np.int64]  # [m] the candidate's index in `items`; -1: unknown item
     _windows: list[ItemWindows] = field(default_factory=list, repr=False, compare=False)
+    _history: list[NDArray[np.int64]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def now_ms(self) -> NDArray[np.int64]:
@@ -89,6 +90,13 @@ class ItemContext:
         if not self._windows:
             self._windows.append(self.items.windows(self.index, self.now_ms))
         return self._windows[0]
+
+    @property
+    def history_index(self) -> NDArray[np.int64]:
+        """Index in `items` of all items of the users' histories; -1: unknown item."""
+        if not self._history:
+            self._history.append(self.items.index(self.users.rows.history_item))
+        return self._history[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,7 +119,7 @@ def affinity(
         rows = context.users.rows
         some = np.flatnonzero(np.isin(rows.history_type, np.array(types, np.uint8)))
         owner = owners(rows.history_splits)[some]
-        at = context.items.index(rows.history_item[some])
+        at = context.history_index[some]
         table = column(context.items)  # after `at`: another thread may be adding items
         table = table if table.ndim == 2 else table[:, None]
         known = at >= 0

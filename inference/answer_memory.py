@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from inference.requests import Asked
 from ingest.log import Log, Outgoing, Source
@@ -29,11 +29,9 @@ MAX_BYTES: Final = 64 * 2**20
 ENTRY_BYTES: Final = 400  # of an answer in memory beside its text: a name, three strings, a slot
 
 
-class Name(NamedTuple):
-    """Of a request."""
-
-    key: bytes | None  # the user
-    request_id: str
+# Of a request: the user, and its id. A plain tuple: those of strings alone are left out of the
+# search for garbage; named ones are looked through again and again, and there are ten thousands.
+Name: TypeAlias = tuple[bytes | None, str]
 
 
 class Answered(Protocol):
@@ -63,7 +61,7 @@ class DeliveredAnswers:
             ids = decoded.frame["request_id"].to_list()
             for at, request_id in zip(decoded.index.tolist(), ids, strict=True):
                 if (value := batch.values[at]) is not None:
-                    found.append((Name(batch.keys[at], request_id), value))
+                    found.append(((batch.keys[at], request_id), value))
         return found
 
 
@@ -103,7 +101,7 @@ class AnswerMemory:
             self._keep(name, value)
         found = []
         for one, record in zip(asked, records, strict=True):
-            name = Name(record.key, one.request.request_id)
+            name = (record.key, one.request.request_id)
             known = self._answers.get(name)
             if known is None and record.value is not None:
                 self._keep(name, record.value)
@@ -113,7 +111,7 @@ class AnswerMemory:
 
     def _keep(self, name: Name, value: bytes) -> None:
         """The first answer stays; the oldest make room."""
-        if name in self._answers or not name.request_id:
+        if name in self._answers or not name[1]:
             return
         self._answers[name] = value
         self._bytes += ENTRY_BYTES + len(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,18 @@ class RegistryLoader:
         self._keys = keys
         self._sets = sets
         self._calls = calls
+        self._imported = False  # TensorFlow, and what it needs
 
     def load(self, version: int) -> Model:
         # TensorFlow takes seconds to import: answers come meanwhile, and without any model too.
         from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
 
+        if not self._imported:
+            self._imported = True
+            # What is there by now stays, TensorFlow above all: no search for garbage needs to look
+            # at it again. No model is: what is frozen with it would never be given back.
+            gc.collect()
+            gc.freeze()
         if self._calls.threads:
             use_threads(self._calls.threads)
         copy = self._registry.fetch(self._name, version, self._keys)

@@ -26,7 +26,7 @@ class Delivered:
     answers: dict[int, list[tuple[str, bytes]]] = field(default_factory=dict)
 
     def read(self, partitions: Sequence[int]) -> list[tuple[Name, bytes]]:
-        return [(Name(b"ann", i), v) for p in partitions for i, v in self.answers.get(p, [])]
+        return [((b"ann", i), v) for p in partitions for i, v in self.answers.get(p, [])]
 
 
 def asked(*ids: str) -> list[Asked]:
@@ -87,7 +87,7 @@ def test_delivered_answers_are_the_newest_of_each_partition() -> None:
         value = codec.encode(answer)
         log.append(Outgoing(topic="answers", key=b"ann", value=value, partition=number % 2))
     found = DeliveredAnswers(log, MemorySource(log), registry, "answers").read([1, 2])
-    assert [name for name, _ in found] == [Name(b"ann", f"r{n}") for n in range(1, 30, 2)]
+    assert [name for name, _ in found] == [(b"ann", f"r{n}") for n in range(1, 30, 2)]
     assert codec.decode(found[-1][1]).request_id == "r29"
     newest = [b.values for b in tail(log, MemorySource(log), "answers", [0, 1, 2], 2)]
     assert [codec.decode(v).request_id for values in newest for v in values] == [

@@ -3,9 +3,9 @@ When to score: requests gather while that gains something and no deadline is nea
 
 A call takes `a + b * rows` (`inference.cost_model`), so large batches serve more and small ones
 sooner. While the model is busy, requests gather: the batch is closed just in time to be prepared
-when the model is free. While it is idle, they gather as long as more of them come during a call
-than wait already (a control limit: Deb and Serfozo, "Optimal control of batch service queues",
-1973), since whoever misses this call waits for the next.
+when the model is free. While it is idle, they gather until as many wait as come while a batch is
+worked on, and some more (a control limit: Deb and Serfozo, "Optimal control of batch service
+queues", 1973): batches that follow each other without a pause leave no room for an unlucky one.
 
 The decision is pure; nothing here waits or starts a thread.
 """
@@ -23,6 +23,9 @@ from ingest.clock import Clock
 
 T = TypeVar("T")
 RATE_S: Final = 0.1  # over how long arrivals are counted, each less the longer ago
+# Best time between batches, in times of what one takes. With a batch every T that takes s, who comes
+# waits T / 2 until it leaves and about s / (1 - s / T) until it is done: least at (1 + sqrt 2) s.
+CALM: Final = 1 + math.sqrt(2)
 
 
 class Cause(StrEnum):
@@ -30,7 +33,7 @@ class Cause(StrEnum):
 
     FULL = "full"
     DEADLINE = "deadline"  # waiting longer would miss the first deadline
-    ENOUGH = "enough"  # fewer would come during the call than wait already
+    ENOUGH = "enough"  # as many wait as come in the best time between batches
     FORCED = "forced"  # the owner gives up its partitions, or ends
 
 
@@ -109,7 +112,7 @@ def decide(queue: Queue, max_size: int, score: Cost, prepare: Cost) -> Decision:
     slack_s = queue.deadline_in_s - lead_s - call_s
     if slack_s <= 0:
         return Dispatch(queue.count, Cause.DEADLINE)
-    if queue.count >= queue.per_s * call_s:
+    if queue.count >= CALM * queue.per_s * (lead_s + call_s):
         return Dispatch(queue.count, Cause.ENOUGH)
     return Wait(min(slack_s, 1 / queue.per_s))
 

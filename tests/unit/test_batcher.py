@@ -42,11 +42,11 @@ QUEUE = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.0)
     [
         (replace(QUEUE, count=70), Dispatch(64, Cause.FULL)),
         (replace(QUEUE, count=64, free_in_s=9.0), Dispatch(64, Cause.FULL)),
-        # 0.43 would come during the call: the three are enough.
+        # 1.3 would come until the best time for the next: the three are enough.
         (QUEUE, Dispatch(3, Cause.ENOUGH)),
-        # 4.3 would come: they gather, one arrival long.
+        # 12.8 would come: they gather, one arrival long.
         (replace(QUEUE, per_s=1000.0), Wait(0.001)),
-        (replace(QUEUE, count=5, per_s=1000.0), Dispatch(5, Cause.ENOUGH)),
+        (replace(QUEUE, count=16, per_s=1000.0), Dispatch(16, Cause.ENOUGH)),
         # Not longer than the deadline allows.
         (replace(QUEUE, per_s=1000.0, deadline_in_s=0.0058), Wait(pytest.approx(0.0005))),
         (replace(QUEUE, per_s=1000.0, deadline_in_s=0.005), Dispatch(3, Cause.DEADLINE)),

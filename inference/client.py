@@ -76,7 +76,7 @@ def ask(settings: Settings, question: Question) -> Told:
 @contextmanager
 def _traced(settings: Settings, clock: Clock, topics: Topics) -> Iterator[Trace | None]:
     """Whoever asks by hand wants to see: every question is followed, if anything is."""
-    tracer = open_tracer(replace(settings, trace_ratio=1.0), "request", MemoryMetrics())
+    tracer = open_tracer(replace(settings, trace_ratio=1.0), "request", clock, MemoryMetrics())
     trace = tracer.begin(())
     start_s = clock.monotonic_s()
     error = "no answer"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import attrgetter
+from typing import Final
 
 import numpy as np
 
 from inference.answers import Answered
 from inference.requests import Asked
 from ingest.metrics import Metrics
+
+# By `_value_`: an enumeration's hash and `value` are Python, and this is done for each request.
+_SERVER: Final = attrgetter("ref.version", "arm._value_")
 
 
 def observe(part: Answered, metrics: Metrics) -> None:
@@ -36,7 +41,7 @@ def observe(part: Answered, metrics: Metrics) -> None:
 
 def served_by(part: Answered) -> Counter[tuple[int, str]]:
     """How many requests each version answered in each arm."""
-    return Counter((one.ref.version, one.arm.value) for one in part.served)
+    return Counter(map(_SERVER, part.served))
 
 
 def sampled(asked: Sequence[Asked]) -> dict[int, str]:

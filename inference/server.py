@@ -112,7 +112,9 @@ class Server:
         self._check_requests()
         self._metrics = PrometheusMetrics()
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
-        self._tracer = open_tracer(settings, f"serve-{options.instance}", self._metrics)
+        self._tracer = open_tracer(
+            settings, f"serve-{options.instance}", self._clock, self._metrics
+        )
         stack.callback(self._tracer.close)
         self._live = Live(self._clock)
         self._costs = Costs.unknown(options.batch_sizes())

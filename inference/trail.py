@@ -12,7 +12,6 @@ read again, and told then.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -39,6 +38,27 @@ log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 1.0  # how often the lag is looked at
 NAMED: Final = 3  # of the requests of a batch whose model failed: where all fail, the model is bad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """What the followed requests of a batch have in common, worked out once."""
+
+    read_ns: int
+    score_ns: int
+    reasons: Sequence[str]
+    ages_ms: Sequence[int]
+    rows: Mapping[tuple[int, str], int]  # by version and arm
+
+    @classmethod
+    def of(cls, part: Answered, line: Timeline) -> _Batch:
+        return cls(
+            read_ns=line.ns(part.times.read_at_s),
+            score_ns=line.ns(part.times.score_at_s),
+            reasons=part.reasons(),
+            ages_ms=part.row_ages().tolist(),
+            rows=served_by(part),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +113,9 @@ class Trail:
         """A batch was handed on."""
         if cause is not None:
             self._metrics.count("serve.batches", cause=cause.value)
-        oldest_ms = int(timestamps_ms(entries).min())
-        age_s = max(0, self._clock.now_ms() - oldest_ms) / 1e3
+        first = entries[0]
+        age_ms = self._clock.now_ms() - int(first.batch.timestamps_ms[first.index])
+        age_s = max(0, age_ms) / 1e3
         self._metrics.observe("serve.queue_age_s", age_s)
         for one in entries:
             if one.trace is not None and cause is not None:
@@ -111,7 +132,7 @@ class Trail:
         """
         for index, part in answers.parts:
             self._count_padding(part)
-            _name_faults([asked[i] for i in index], part.reasons())
+            _name_faults([asked[i] for i in index], part)
         traces = {i: one.trace for i, one in enumerate(asked) if one.trace is not None}
         if any(trace.sampled for trace in traces.values()):
             self._note(asked, answers)
@@ -123,8 +144,8 @@ class Trail:
         """The answers of a run are on their topic. `since_s`: when the commit began."""
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
         entries = [one for part in run for one in part.entries]
-        followed = {i: one.trace for i, one in enumerate(entries) if _followed(one)}
-        traces = {i: trace.trace_id for i, trace in followed.items() if trace is not None}
+        followed = {i: trace for i, one in enumerate(entries) if (trace := _followed(one))}
+        traces = {i: trace.trace_id for i, trace in followed.items()}
         took_s = np.maximum(0, now_ms - timestamps_ms(entries)) / 1e3
         self._metrics.observe_all("serve.answer_s", took_s, traces=traces)
         shown = next(iter(traces.values()), "")
@@ -133,20 +154,18 @@ class Trail:
             line = Timeline(self._clock)
             times_ns = (line.ns(since_s), line.ns(now_s))
             for i, trace in followed.items():
-                if trace is not None:
-                    self._tracer.record(self._whole(entries[i], trace, times_ns))
+                self._tracer.record(self._whole(entries[i], trace, times_ns))
 
     # --- the thread that records answers given over the network
 
     def recorded(self, asked: Sequence[Asked], since_s: float) -> None:
         """The answers are on their topic; their callers have had them for a while."""
-        followed = [one for one in asked if _followed(one)]
+        followed = [trace for one in asked if (trace := _followed(one))]
         if followed:
             line = Timeline(self._clock)
             times_ns = (line.ns(since_s), line.ns(self._clock.monotonic_s()))
-            for one in followed:
-                if one.trace is not None:
-                    self._tracer.record([self._sent(one.trace, times_ns)])
+            for trace in followed:
+                self._tracer.record([self._sent(trace, times_ns)])
 
     # --- spans
 
@@ -158,33 +177,29 @@ class Trail:
             if trace is not None and answer.status is not Status.OK:
                 trace.error = f"{answer.status.value}: {answer.message or ''}"
         for _, part in answers.parts:
-            followed = sampled(part.batch.asked)
-            rows = served_by(part) if followed else Counter()
-            for at in followed:
-                self._note_steps(part, at, line, rows)
+            if followed := sampled(part.batch.asked):
+                batch = _Batch.of(part, line)
+                for at in followed:
+                    self._note_steps(part, at, batch)
 
-    def _note_steps(
-        self, part: Answered, at: int, line: Timeline, rows: Mapping[tuple[int, str], int]
-    ) -> None:
+    def _note_steps(self, part: Answered, at: int, batch: _Batch) -> None:
         one, times = part.batch.asked[at], part.times
-        trace, reason = one.trace, part.reasons()[at]
+        trace, reason = one.trace, batch.reasons[at]
         if trace is None:
             return
         trace.error = f"fallback: {reason}" if reason else ""
-        read_ns = line.ns(times.read_at_s)
+        read_ns, score_ns = batch.read_ns, batch.score_ns
         assemble_ns = read_ns + 1_000 * times.read
-        score_ns = line.ns(times.score_at_s)
-        age_ms = int(part.row_ages()[at])
         row: dict[str, Value] = {"millstream.row.stale": bool(part.found.stale[at])}
-        if age_ms >= 0:
-            row["millstream.row.age_ms"] = age_ms
+        if batch.ages_ms[at] >= 0:
+            row["millstream.row.age_ms"] = batch.ages_ms[at]
         trace.child("queue", (min(1_000_000 * one.timestamp_ms, read_ns), read_ns))
         trace.child("read", (read_ns, assemble_ns), row, part.found.reasons[at])
         trace.child("assemble", (assemble_ns, assemble_ns + 1_000 * times.assemble))
         trace.child(
             "score",
             (score_ns, score_ns + 1_000 * times.score),
-            self._scored(part, at, trace, rows),
+            self._scored(part, at, trace, batch.rows),
             part.served[at].reason,
         )
 
@@ -280,13 +295,16 @@ def _slices(entries: Sequence[Entry]) -> Iterator[NDArray[np.int64]]:
         yield found[0].batch.timestamps_ms[[one.index for one in found]]
 
 
-def _followed(entry: Entry) -> bool:
-    return entry.trace is not None and entry.trace.sampled
+def _followed(entry: Entry) -> Trace | None:
+    """Its trace, if it is one that is recorded."""
+    trace = entry.trace
+    return trace if trace is not None and trace.sampled else None
 
 
-def _name_faults(asked: Sequence[Asked], reasons: Sequence[str]) -> None:
+def _name_faults(asked: Sequence[Asked], part: Answered) -> None:
     """Which requests a model failed on, where it is about them and not about the model."""
-    failed = [one for one, reason in zip(asked, reasons, strict=True) if reason == MODEL_FAULT]
+    served = zip(asked, part.served, strict=True)
+    failed = [one for one, got in served if got.reason == MODEL_FAULT]
     if 0 < len(failed) <= NAMED:
         for one in failed:
             log.warning("serve.model_failed_on", **one.names, partition=place(one).partition)

@@ -89,6 +89,7 @@ MetricName = Literal[
     "serve.unread",
     "serve.versions_refused",
     "serve.swap_stall_s",
+    "tracing.limited",
     "tracing.malformed",
     "tracing.spans",
 ]
@@ -171,7 +172,7 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "serve.model_version": MetricSpec("gauge", "version that serves", ("arm",)),
     "serve.padded_rows": MetricSpec("counter", "rows that models computed for nobody"),
     "serve.queue_age_s": MetricSpec(
-        "histogram", "how long the oldest request of a batch was on the log when it was handed on"
+        "histogram", "how long the first request of a batch was on the log when it was handed on"
     ),
     "serve.requests": MetricSpec("counter", "requests answered", ("status",)),
     "serve.row_age_s": MetricSpec(
@@ -188,6 +189,9 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
         "counter", "versions that must not serve: refused at loading"
     ),
     "serve.swap_stall_s": MetricSpec("histogram", "how long a swap of versions held up answers"),
+    "tracing.limited": MetricSpec(
+        "counter", "requests of sampled traces that were not followed: too many in a second"
+    ),
     "tracing.malformed": MetricSpec("counter", "trace headers that were ignored", ("header",)),
     "tracing.spans": MetricSpec(
         "counter", "spans of traces: sent, queue-full, or not-taken by the collector", ("outcome",)

@@ -148,6 +148,7 @@ class _Counted(SpanExporter):
         self._exporter, self._metrics, self._most = exporter, metrics, most
         self._lock = threading.Lock()
         self._waiting = 0
+        self._over = threading.Event()
 
     def admits(self, count: int) -> bool:
         """Whether so many may come; else they are dropped together: half a tree is of no use."""
@@ -161,13 +162,16 @@ class _Counted(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         with self._lock:
             self._waiting -= len(spans)
-        result = self._exporter.export(spans)
+        over = self._over.is_set()
+        result = SpanExportResult.FAILURE if over else self._exporter.export(spans)
         outcome = "sent" if result is SpanExportResult.SUCCESS else "not-taken"
         self._metrics.count("tracing.spans", len(spans), outcome=outcome)
         return result
 
     def shutdown(self) -> None:
-        self._exporter.shutdown()
+        if not self._over.is_set():
+            self._over.set()
+            self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True

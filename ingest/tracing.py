@@ -166,17 +166,50 @@ class Tracer(Protocol):
         """Send what waits, within a bound. Idempotent."""
 
 
+class Limit:
+    """
+    At most so many in a second, at once if need be: a token bucket. Thread-safe.
+
+    >>> from ingest.clock import ManualClock
+    >>> limit = Limit(2, ManualClock())
+    >>> limit.passes(), limit.passes(), limit.passes()
+    (True, True, False)
+    """
+
+    def __init__(self, per_s: float, clock: Clock) -> None:
+        if per_s < 1:
+            raise ValueError(f"at least 1 in a second, got {per_s}")
+        self._per_s, self._clock = per_s, clock
+        self._lock = threading.Lock()
+        self._left, self._at_s = per_s, clock.monotonic_s()
+
+    def passes(self) -> bool:
+        """Whether one more may."""
+        with self._lock:
+            now_s = self._clock.monotonic_s()
+            gained = (now_s - self._at_s) * self._per_s
+            self._left, self._at_s = min(self._per_s, self._left + gained), now_s
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
+
+
 class Sampler:
     """
     The part of a Tracer that decides: the caller, where there is one; else by the trace's id.
 
-    The id decides as OpenTelemetry's `TraceIdRatioBased` lets it.
+    The id decides as OpenTelemetry's `TraceIdRatioBased` lets it. Callers decide for themselves,
+    and must not be able to slow down others: what is over the limit is passed on as it came.
     """
 
-    def __init__(self, ratio: float, ids: Ids, metrics: Metrics) -> None:
-        """`ratio`: of requests without a caller's trace that begin one."""
+    def __init__(
+        self, ratio: float, ids: Ids, metrics: Metrics, limit: Limit | None = None
+    ) -> None:
+        """`ratio`: of requests without a caller's trace that begin one. `limit` None: no limit."""
         if not 0 <= ratio <= 1:
             raise ValueError(f"the ratio of traces is between 0 and 1, got {ratio}")
+        self._limit = limit
         self._bound = round(ratio * 2**64)
         self._ids = ids
         self._metrics = metrics
@@ -186,13 +219,21 @@ class Sampler:
         """As `Tracer.begin`."""
         parent = caller(headers, self._metrics) if headers else None
         if parent is not None:
-            return self._followed(parent, parent) if parent.sampled else _passed_on(parent)
+            if parent.sampled and self._passes():
+                return self._followed(parent, parent)
+            return _passed_on(parent)
         if not self.starts:
             return None
         trace_id = self._ids.trace_id()
-        if int(trace_id[16:], 16) >= self._bound:
+        if int(trace_id[16:], 16) >= self._bound or not self._passes():
             return None
         return self._followed(SpanContext(trace_id, "", SAMPLED), None)
+
+    def _passes(self) -> bool:
+        passes = self._limit is None or self._limit.passes()
+        if not passes:
+            self._metrics.count("tracing.limited")
+        return passes
 
     def _followed(self, of: SpanContext, parent: SpanContext | None) -> Trace:
         own, out = (
@@ -294,11 +335,12 @@ class Timeline:
         return self._zero_ns + round(monotonic_s * 1e9)
 
 
-def open_tracer(settings: Settings, instance: str, metrics: Metrics) -> Tracer:
+def open_tracer(settings: Settings, instance: str, clock: Clock, metrics: Metrics) -> Tracer:
     """What the settings ask for. `instance`: of this process. The caller closes it."""
     if not settings.otlp_endpoint:
         return NoTracer(metrics)
     from ingest.otlp import OtlpTracer  # noqa: PLC0415 - costs 0.3 s and is rarely wanted
 
-    sampler = Sampler(settings.trace_ratio, RandomIds(), metrics)
+    limit = Limit(settings.trace_per_s, clock)
+    sampler = Sampler(settings.trace_ratio, RandomIds(), metrics, limit)
     return OtlpTracer(settings.otlp_endpoint, instance, sampler, metrics)

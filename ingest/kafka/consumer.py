@@ -77,8 +77,10 @@ class Reader:
         """How far each partition's position is behind its end, as the last fetches told."""
         found = {}
         for tp, position in self.positions.items():
-            with mapping(f"ask for the end of {tp.topic}[{tp.partition}]"):
+            try:
                 _, end = self.consumer.get_watermark_offsets(ck.TopicPartition(*tp), cached=True)
+            except ck.KafkaException:  # the client has not heard of it yet
+                continue
             if end >= 0:  # else it was never fetched from
                 found[tp] = max(0, end - position)
         for batch in self._pending:  # cut, and not handed out

@@ -16,6 +16,7 @@ from ingest.settings import Settings
 from ingest.trace_context import Malformed, SpanContext, carried, read
 from ingest.tracing import (
     CountedIds,
+    Limit,
     MemoryTracer,
     NoTracer,
     RandomIds,
@@ -122,7 +123,7 @@ def test_a_collector_that_is_there_again_gets_what_comes_then(eventually) -> Non
         tracer.close()
 
 
-def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None:
+def test_a_collector_that_never_answers_does_not_hold_up_the_end(eventually) -> None:
     metrics, clock = MemoryMetrics(), SystemClock()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -133,6 +134,18 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None:
         tracer.close()
         # Fifty batches of 0.3 s each would be 15 s: the bound is on all of them.
         assert clock.monotonic_s() - since_s < 10
+        eventually(lambda: metrics.value("tracing.spans", outcome="not-taken") == 100, 5)
+
+
+def test_what_was_sent_makes_room(eventually) -> None:
+    metrics = MemoryMetrics()
+    with collecting() as collector:
+        tracer = otlp(collector.url, metrics, queue=4, batch=4, every_s=0.02)
+        for count in range(4, 24, 4):
+            record(tracer, 4)
+            eventually(lambda count=count: len(collector.spans) == count)
+        tracer.close()
+    assert metrics.value("tracing.spans", outcome="queue-full") == 0
 
 
 def test_a_path_of_the_endpoint_may_be_given() -> None:
@@ -214,9 +227,24 @@ def test_a_share_of_traces_is_about_the_ratio() -> None:
     assert 800 < begun < 1200  # 6 standard deviations
 
 
+def test_callers_that_sample_too_much_are_passed_on_unfollowed() -> None:
+    clock, metrics = ManualClock(), MemoryMetrics()
+    sampler = Sampler(1.0, CountedIds(), metrics, Limit(2, clock))
+    begun = [sampler.begin(SAMPLED) for _ in range(4)]
+    assert [one.sampled for one in begun] == [True, True, False, False]
+    assert begun[3].out.headers() == SAMPLED
+    assert sampler.begin(()) is None
+    assert metrics.value("tracing.limited") == 3
+    clock.advance(0.5)
+    assert sampler.begin(SAMPLED).sampled
+    assert not sampler.begin(SAMPLED).sampled
+    clock.advance(60)
+    assert sum(sampler.begin(SAMPLED).sampled for _ in range(5)) == 2  # saved up for no longer
+
+
 def test_without_an_endpoint_a_callers_trace_goes_through_and_nothing_is_loaded() -> None:
     metrics = MemoryMetrics()
-    tracer = open_tracer(Settings(), "0", metrics)
+    tracer = open_tracer(Settings(), "0", ManualClock(), metrics)
     assert isinstance(tracer, NoTracer)
     for headers in (SAMPLED, UNSAMPLED):
         trace = tracer.begin(headers)

@@ -162,7 +162,7 @@ class GrpcServer:
             pairs = context.invocation_metadata() or ()
             span = _traced(method, pairs)
             call = admission.call("grpc", method.route, _address(context.peer()), span)
-            if call.trace is not None:
+            if call.trace is not None and call.trace.sampled:
                 context.set_trailing_metadata(((TRACERESPONSE, call.trace.own.traceparent),))
             try:
                 admission.hold(call, len(data))

@@ -312,8 +312,8 @@ def _traced(one: Endpoint, request: Request) -> Traced | None:
 
 
 def _told(call: Call, response: Response) -> Response:
-    """With the name of the call's trace, where it has one."""
-    if call.trace is not None:
+    """With the name of the call's span, where it has one."""
+    if call.trace is not None and call.trace.sampled:
         response.headers[TRACERESPONSE] = call.trace.own.traceparent
     return response
 

@@ -144,6 +144,9 @@ def test_a_trace_that_is_not_sampled_is_passed_on_and_leaves_no_span(followed, e
     assert followed.place.answer("unsampled").headers == mine.headers()
     assert followed.place.answer("untraced").headers == ()
     assert followed.place.answer("malformed").headers == ()
+    parent = {"traceparent": mine.traceparent}
+    status, told, _ = followed.post("/v1/recommend", {"user_id": "ann"}, parent)
+    assert (status, told.get("traceresponse")) == (200, None)
     assert followed.collector.of(mine.trace_id) == {}
     malformed = 'millstream_tracing_malformed_total{header="traceparent"} 1.0'
     assert malformed in followed.scraped()

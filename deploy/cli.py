@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 import typer
@@ -72,6 +72,7 @@ def options(
 ) -> None:
     """Options before the command override MILLSTREAM_* variables and the settings file."""
     settings = Settings.load(file=config)
+    log_to_standard_error(settings.log_format)
     context.obj = replace(
         settings,
         bootstrap_servers=bootstrap_servers or settings.bootstrap_servers,
@@ -220,18 +221,33 @@ def _print_status(settings: Settings, *, as_json: bool) -> None:
     err.print(f"logs: {settings.stack_dir / 'logs'}", highlight=False)
 
 
-def log_to_standard_error() -> None:
-    """Log events become lines on standard error, so that `--json` alone is on standard output."""
+def log_to_standard_error(form: str = "console") -> None:
+    """
+    Log events become lines on standard error, so that `--json` alone is on standard output.
+
+    `form`: one of `ingest.settings.LOG_FORMATS`; as "json", a line is one object, an exception in
+    it a list of frames without their variables, which may hold what users did.
+    """
+    written: list[Any] = [
+        structlog.processors.ExceptionRenderer(
+            structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        ),
+        structlog.processors.JSONRenderer(default=str),
+    ]
+    if form == "console":
+        written = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                pad_event_to=0,
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                pad_event_to=0,
-                exception_formatter=structlog.dev.plain_traceback,
-            ),
+            *written,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         # The stream as it is when a line is written, not as it was when the process began.

@@ -68,7 +68,7 @@ def join(
     from features.disk import place
     from features.join_worker import JoinParts, JoinWorker, Rotation, WorkPolicy
     from ingest.kafka import KafkaLog
-    from ingest.metrics import PrometheusMetrics
+    from ingest.prometheus import PrometheusMetrics
     from ingest.topics import Topics
     from schemas.registry import RemoteRegistry
 
@@ -107,7 +107,7 @@ def archive(
     from features.event_archive import ArchiveParts, ArchivePolicy, EventArchiver
     from features.join_worker import Rotation
     from ingest.kafka import KafkaLog
-    from ingest.metrics import PrometheusMetrics
+    from ingest.prometheus import PrometheusMetrics
     from ingest.topics import Topics
 
     settings: Settings = context.obj

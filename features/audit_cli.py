@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from features.audit_answers import UserSample
     from features.audit_record import AuditRecord
     from features.skew import AuditReport, SkewPolicy
-    from ingest.metrics import PrometheusMetrics
+    from ingest.prometheus import PrometheusMetrics
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +86,7 @@ def _again_and_again(
     """One audit, or one after the other until SIGTERM; the last one's record."""
     from contextlib import nullcontext
 
-    from ingest.metrics import PrometheusMetrics
+    from ingest.prometheus import PrometheusMetrics
 
     metrics, stop = PrometheusMetrics(), threading.Event()
     if every_s:

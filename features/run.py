@@ -18,7 +18,7 @@ from features.job import JobConfig, job_config, open_store
 from features.runner import Runner, RunPlan, job_name, local_server
 from features.split import POOL, Split
 from ingest.clock import SystemClock
-from ingest.metrics import PrometheusMetrics
+from ingest.prometheus import PrometheusMetrics
 from ingest.settings import Settings
 from schemas.errors import Misconfigured
 

@@ -5,7 +5,8 @@ what was refused, in which a client is a hash and what it sent is a size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import structlog
@@ -14,7 +15,9 @@ from inference.auth import Client, Scope, Tokens, hashed
 from inference.outcome import Outcome, outcome
 from inference.quota import Quotas
 from ingest.clock import Clock
+from ingest.log import Headers
 from ingest.metrics import Metrics
+from ingest.tracing import NO_TRACER, Kind, Span, Timeline, Trace, Tracer, Value
 from schemas.errors import Overloaded, Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -34,6 +37,26 @@ class Call:
     start_s: float
     client_id: str = ""
     size_bytes: int = 0
+    request_id: str = ""  # as the caller calls it, once that is known
+    trace: Trace | None = None
+    span: Traced | None = None  # None: it is not followed
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What log lines call it by, as far as is known."""
+        trace_id = "" if self.trace is None else self.trace.trace_id
+        known = {"request_id": self.request_id, "trace_id": trace_id}
+        return {name: value for name, value in known.items() if value}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What a call brings for its span."""
+
+    headers: Headers
+    name: str
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+    status: str = ""  # the attribute that says how it ended
 
 
 class Admission:
@@ -46,6 +69,7 @@ class Admission:
         clock: Clock,
         metrics: Metrics,
         max_waiting_bytes: int = 64 << 20,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         """`tokens` None: everybody may do everything. `max_waiting_bytes`: of all bodies held."""
         self._tokens = tokens
@@ -53,12 +77,20 @@ class Admission:
         self._clock = clock
         self._metrics = metrics
         self._max_bytes = max_waiting_bytes
+        self._tracer = tracer
         self._bytes = 0
 
-    def call(self, protocol: Protocol, route: str, address: str) -> Call:
-        """A call that has just come."""
+    def call(
+        self, protocol: Protocol, route: str, address: str, span: Traced | None = None
+    ) -> Call:
+        """A call that has just come. `span` None: it is not to be followed."""
         return Call(
-            protocol=protocol, route=route, address=address, start_s=self._clock.monotonic_s()
+            protocol=protocol,
+            route=route,
+            address=address,
+            start_s=self._clock.monotonic_s(),
+            span=span,
+            trace=None if span is None else self._tracer.begin(span.headers),
         )
 
     async def admit(self, call: Call, authorization: str | None, scope: Scope | None) -> None:
@@ -95,7 +127,7 @@ class Admission:
 
     def answered(self, call: Call) -> None:
         """The call has its answer."""
-        self._ended(call, OK)
+        self._ended(call, OK, 200)
 
     def refused(self, call: Call, error: Exception, told: Outcome | None = None) -> Outcome:
         """
@@ -105,8 +137,8 @@ class Admission:
         """
         told = told or outcome(error)
         if told.reason == "internal":
-            log.error("network.internal_error", route=call.route, exc_info=error)
-        self._ended(call, told.code)
+            log.error("network.internal_error", route=call.route, exc_info=error, **call.names)
+        self._ended(call, told.code, told.status, told.message)
         self._metrics.count("network.refused", protocol=call.protocol, reason=told.reason)
         log.warning(
             "audit.refused",
@@ -115,6 +147,7 @@ class Admission:
             client=hashed(call.client_id or f"address {call.address}"),
             reason=told.reason,
             size_bytes=call.size_bytes,
+            **call.names,
         )
         return told
 
@@ -137,9 +170,43 @@ class Admission:
         if self._quotas is not None:
             await self._quotas.take(hashed(client_id))
 
-    def _ended(self, call: Call, code: str) -> None:
+    def _ended(self, call: Call, code: str, status: int, message: str = "") -> None:
         self._bytes -= call.size_bytes
-        took_s = self._clock.monotonic_s() - call.start_s
+        now_s = self._clock.monotonic_s()
         protocol, route = call.protocol, call.route
         self._metrics.count("network.requests", protocol=protocol, route=route, code=code)
-        self._metrics.observe("network.latency_s", took_s, protocol=protocol, route=route)
+        trace = call.trace if call.trace is not None and call.trace.sampled else None
+        self._metrics.observe(
+            "network.latency_s",
+            now_s - call.start_s,
+            trace_id="" if trace is None else trace.trace_id,
+            protocol=protocol,
+            route=route,
+        )
+        if trace is not None and call.span is not None:
+            # What is the caller's own fault (4xx) is no error of ours.
+            error = f"{code}: {message}" if status >= 500 else trace.error
+            told = status if protocol == "http" else code.upper()
+            self._tracer.record(self._spans(call, trace, call.span, (now_s, told, error)))
+
+    def _spans(
+        self, call: Call, trace: Trace, span: Traced, end: tuple[float, Value, str]
+    ) -> list[Span]:
+        """The span of a call, and all below it."""
+        end_s, status, error = end
+        line = Timeline(self._clock)
+        attributes = dict(span.attributes)
+        attributes[span.status] = status
+        if call.request_id:
+            attributes["millstream.request_id"] = call.request_id
+        root = Span(
+            name=span.name,
+            kind=Kind.SERVER,
+            context=trace.own,
+            parent=trace.parent,
+            start_ns=line.ns(call.start_s),
+            end_ns=line.ns(end_s),
+            attributes=attributes,
+            error=error,
+        )
+        return [root, *trace.children]

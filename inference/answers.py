@@ -42,12 +42,14 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Microseconds of each stage."""
+    """Microseconds of each stage, and when two of them began, on the monotonic clock."""
 
     queue: Sequence[int]  # [n]
     read: int
     assemble: int
     score: int
+    read_at_s: float
+    score_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class Answered:
             "fingerprint": Same(self.features.fingerprint),
             "events_partition": self.found.partitions,
             "events_offset": self.found.offsets,
-            "row_age_ms": self._row_ages(),
+            "row_age_ms": self.row_ages(),
             "latency_us": {
                 "queue": np.array(times.queue),
                 "read": Same(times.read),
@@ -122,7 +124,7 @@ class Answered:
         user_longs = self.batch.users.longs.tolist()
         user_floats = self.batch.users.floats.tolist()
         offsets, partitions = self.found.offsets.tolist(), self.found.partitions.tolist()
-        stale, ages, reasons = self.found.stale.tolist(), self._row_ages().tolist(), self.reasons()
+        stale, ages, reasons = self.found.stale.tolist(), self.row_ages().tolist(), self.reasons()
         items = self._items()
         for i, (one, got) in enumerate(zip(self.batch.asked, self.served, strict=True)):
             request = one.request
@@ -172,8 +174,8 @@ class Answered:
                 )
             )
 
-    def _row_ages(self) -> NDArray[np.int64]:
-        """Event time less the newest event of the row; -1: no row."""
+    def row_ages(self) -> NDArray[np.int64]:
+        """[n] ms: event time less the newest event of the row; -1: no row."""
         rows, now_ms = self.found.rows, self.batch.context.now_ms
         age_ms = np.maximum(0, now_ms - rows.last_seen_ms)  # a request may be older than the row
         return np.where(rows.first_seen_ms == 0, -1, age_ms)

@@ -30,9 +30,11 @@ from inference.tensors import (
     merged,
     signature_of,
 )
+from inference.trail import Trail
 from ingest.clock import Clock
 from ingest.log import Delivered, RecordBatch
 from ingest.metrics import Metrics
+from ingest.tracing import Timeline, Trace
 from schemas.errors import MillstreamError, NotServed, Reason, Rejected
 from schemas.events import Recommendation, RecommendationRequest, Status, UserEvent
 
@@ -95,6 +97,7 @@ class ApiParts:
     publisher: EventPublisher
     recorder: AnswerRecorder
     started: threading.Event  # items are read, and the released model is there, or is refused
+    trail: Trail | None = None  # None: metrics are told, and nothing is traced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,7 @@ class Api:
         self._clock = clock
         self._metrics = metrics
         self._policy = policy or ApiPolicy()
+        self._trail = parts.trail or Trail(clock, metrics)
         recommending: Work[Asked, _Scored, Recommendation] = Work(
             first=self._score, second=self._finish
         )
@@ -129,7 +133,9 @@ class Api:
         self._recommend.close()
         self._predict.close()
 
-    async def recommend(self, request: RecommendationRequest) -> Recommendation:
+    async def recommend(
+        self, request: RecommendationRequest, trace: Trace | None = None
+    ) -> Recommendation:
         """
         The answer, recorded on the topic of recommendations as those to requests of the log are.
 
@@ -140,14 +146,18 @@ class Api:
         """
         if wrong := problem(request, self._policy.limits):
             raise Rejected(Reason.OUT_OF_RANGE, wrong)
-        asked = _asked(request, self._clock.now_ms())
+        asked = _asked(request, self._clock.now_ms(), trace)
         answer = await self._recommend.ask(asked)
         if answer.status is Status.EXPIRED:
             raise TimeoutError(answer.message)
         return answer
 
     async def predict(
-        self, choice: ModelChoice, signature: str, inputs: Mapping[str, Array]
+        self,
+        choice: ModelChoice,
+        signature: str,
+        inputs: Mapping[str, Array],
+        trace: Trace | None = None,
     ) -> Predicted:
         """
         The outputs of one signature of one version.
@@ -161,7 +171,21 @@ class Api:
         spec = signature_of(model.signatures, signature)
         taken, rows = checked(inputs, spec, self._policy.tensors)
         call = TensorCall(version=version, signature=signature, inputs=taken, rows=rows)
-        return await self._predict.ask(call)
+        since_s = self._clock.monotonic_s()
+        found = await self._predict.ask(call)
+        if trace is not None and trace.sampled:
+            line = Timeline(self._clock)
+            trace.child(
+                "predict",
+                (line.ns(since_s), line.ns(self._clock.monotonic_s())),
+                {
+                    "millstream.model.name": choice.name,
+                    "millstream.model.version": version,
+                    "millstream.signature": signature,
+                    "millstream.rows": rows,
+                },
+            )
+        return found
 
     async def publish(self, event: UserEvent) -> Delivered:
         """
@@ -235,7 +259,11 @@ class Api:
 
     def _finish(self, scored: _Scored) -> Sequence[Recommendation | MillstreamError]:
         answers = self._parts.steps.finish(scored.made)
-        self._parts.recorder.record(answers)
+        headers = self._trail.answered(scored.asked, answers)
+        since_s = self._clock.monotonic_s()
+        self._parts.recorder.record(
+            answers, headers, lambda: self._trail.recorded(scored.asked, since_s)
+        )
         poison = {(id(bad.batch), bad.index): bad.rejected for bad in answers.dead}
         return [
             poison.get((id(one.batch), one.index), answer)
@@ -306,7 +334,7 @@ def _model(deployment: Deployment, version: int) -> TensorModel:
     return model
 
 
-def _asked(request: RecommendationRequest, now_ms: int) -> Asked:
+def _asked(request: RecommendationRequest, now_ms: int, trace: Trace | None) -> Asked:
     """
     The request as if it stood on a log by itself: what serves those of the log serves it.
     """
@@ -321,4 +349,4 @@ def _asked(request: RecommendationRequest, now_ms: int) -> Asked:
         values=[None],
         headers={},
     )
-    return Asked(batch=batch, index=0, request=request)
+    return Asked(batch=batch, index=0, request=request, trace=trace)

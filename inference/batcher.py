@@ -23,8 +23,8 @@ from ingest.clock import Clock
 
 T = TypeVar("T")
 RATE_S: Final = 0.1  # over how long arrivals are counted, each less the longer ago
-# Best time between batches, in times of what one takes. With a batch every T that takes s, who comes
-# waits T / 2 until it leaves and about s / (1 - s / T) until it is done: least at (1 + sqrt 2) s.
+# Best time between batches, in times of what one takes. With a batch of s every T, whoever comes
+# waits T / 2 until it leaves, and about s / (1 - s / T) until it is done: least at (1 + sqrt 2) s.
 CALM: Final = 1 + math.sqrt(2)
 
 

@@ -162,6 +162,7 @@ def request(
                 **asdict(told.answer),
                 "titles": {i.item_id: told.titles.get(i.item_id, "") for i in told.answer.items},
                 "took_ms": told.took_ms,
+                "trace_id": told.trace_id,
             }
         )
         return

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 
 from ingest.clock import Clock, SystemClock
 from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
 from ingest.log import Log, Outgoing, Source, TopicPartition
+from ingest.metrics import MemoryMetrics
 from ingest.placement import partition_of
 from ingest.settings import Settings
 from ingest.topics import Topics
+from ingest.tracing import Kind, Span, Timeline, Trace, open_tracer
 from schemas.codec import Codec, Decoder
 from schemas.errors import BrokerUnavailable, Rejected
 from schemas.events import Item, Offset, Recommendation, RecommendationRequest
@@ -35,6 +37,7 @@ class Told:
     answer: Recommendation
     titles: dict[str, str]
     took_ms: int  # from sending the request to reading the answer
+    trace_id: str = ""  # empty: tracing is off
 
 
 def ask(settings: Settings, question: Question) -> Told:
@@ -54,9 +57,10 @@ def ask(settings: Settings, question: Question) -> Told:
         place = TopicPartition(topics.recommendations, partition)
         source.assign({place: bounds[partition][1]})
         start_s = clock.monotonic_s()
-        request_id = _send(settings, registry, topics, question)
-        decoder = Decoder(registry, Recommendation)
-        answer = _awaited(source, decoder, request_id, clock, settings.timeout_s)
+        with _traced(settings, clock, topics) as trace:
+            request_id = _send(settings, registry, topics, question, trace)
+            decoder = Decoder(registry, Recommendation)
+            answer = _awaited(source, decoder, request_id, clock, settings.timeout_s)
         took_ms = round(1000 * (clock.monotonic_s() - start_s))
         wanted = {item.item_id for item in answer.items}
         # Another consumer, made only now: one that is given a topic later than at its start, or
@@ -65,7 +69,39 @@ def ask(settings: Settings, question: Question) -> Told:
             titles = titles_of(of, known, topics.item_updates, registry, wanted)
     finally:
         source.close()
-    return Told(answer=answer, titles=titles, took_ms=took_ms)
+    trace_id = trace.trace_id if trace is not None else ""
+    return Told(answer=answer, titles=titles, took_ms=took_ms, trace_id=trace_id)
+
+
+@contextmanager
+def _traced(settings: Settings, clock: Clock, topics: Topics) -> Iterator[Trace | None]:
+    """Whoever asks by hand wants to see: every question is followed, if anything is."""
+    tracer = open_tracer(replace(settings, trace_ratio=1.0), "request", clock, MemoryMetrics())
+    trace = tracer.begin(())
+    start_s = clock.monotonic_s()
+    error = "no answer"
+    try:
+        yield trace
+        error = ""
+    finally:
+        if trace is not None:
+            line = Timeline(clock)
+            root = Span(
+                name=f"send {topics.requests}",
+                kind=Kind.PRODUCER,
+                context=trace.own,
+                start_ns=line.ns(start_s),
+                end_ns=line.ns(clock.monotonic_s()),
+                attributes={
+                    "messaging.system": "kafka",
+                    "messaging.operation.name": "send",
+                    "messaging.operation.type": "send",
+                    "messaging.destination.name": topics.requests,
+                },
+                error=error,
+            )
+            tracer.record([root])
+        tracer.close()
 
 
 def titles_of(
@@ -100,7 +136,13 @@ def titles_of(
     return titles
 
 
-def _send(settings: Settings, registry: Registry, topics: Topics, question: Question) -> str:
+def _send(
+    settings: Settings,
+    registry: Registry,
+    topics: Topics,
+    question: Question,
+    trace: Trace | None,
+) -> str:
     request = RecommendationRequest(
         request_id=str(uuid.uuid4()),
         user_id=question.user_id,
@@ -113,7 +155,8 @@ def _send(settings: Settings, registry: Registry, topics: Topics, question: Ques
     try:
         value = codec.encode(request)
         key = question.user_id.encode()
-        producer.send(Outgoing(topic=topics.requests, key=key, value=value))
+        headers = () if trace is None else trace.own.headers()
+        producer.send(Outgoing(topic=topics.requests, key=key, value=value, headers=headers))
         producer.flush(settings.timeout_s)
     finally:
         producer.close()

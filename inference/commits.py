@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import structlog
 
@@ -19,6 +19,9 @@ from ingest.dead_letter import DeadLetters
 from ingest.log import GroupSource, Outgoing, TopicPartition, TransactionalProducer
 from ingest.metrics import Metrics
 from schemas.errors import PositionMoved, Retryable
+
+if TYPE_CHECKING:
+    from inference.trail import Trail
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +57,7 @@ class Ends:
     writer: AnswerWriter
     requests_topic: str
     memory: AnswerMemory | None = None  # of what was answered: for delivery at least once
+    trail: Trail | None = None  # None: metrics are told, and nothing is traced
 
 
 class GroupWord:

@@ -36,6 +36,7 @@ from inference.batcher import Batcher, BatchPolicy
 from inference.commits import Commits, Ends, GroupWord, Step, Written
 from inference.cost_model import CostModel
 from inference.requests import Asked, Bad, Entry
+from inference.trail import Trail
 from ingest.clock import Clock
 from ingest.log import (
     RecordBatch,
@@ -137,6 +138,7 @@ class Consumer:
         self._told_at = 0  # the rebalance after which the group's metadata was passed on
         self._full_since_s: float | None = None  # the batcher
         self._group = GroupWord()
+        self._trail = ends.trail or Trail(clock, metrics)
         self._commits = Commits(ends, self._group, policy.commit_tries, self._over, metrics)
         self.assigned = threading.Event()
 
@@ -187,6 +189,7 @@ class Consumer:
                 self._batcher.add(entries, self._due_s)
         else:
             self._clock.sleep(FULL_S)
+        self._trail.look(self._ends.source)
         while not self._to_prepare.full() and (entries := self._batcher.take(self._free_in_s())):
             self._hand_on(entries)
 
@@ -237,8 +240,7 @@ class Consumer:
         with self._settled:
             self._under_way += len(entries)
             self._unscored.append(len(entries))
-        if self._batcher.cause is not None:
-            self._metrics.count("serve.batches", cause=self._batcher.cause.value)
+        self._trail.dispatched(entries, self._batcher.cause)
         self._put(self._to_prepare, entries)
 
     def _due_s(self, entry: Entry) -> float | None:
@@ -317,9 +319,10 @@ class Consumer:
         while (step := self._get(self._to_finish)) is not None:
             scored, scored_s = step.made
             answers = self._steps.finish(scored)
-            records = self._insistently(partial(self._ends.writer.records, answers))
+            asked = [one for one in step.entries if isinstance(one, Asked)]
+            headers = self._trail.answered(asked, answers)
+            records = self._insistently(partial(self._ends.writer.records, answers, headers))
             if self._ends.memory is not None:
-                asked = [one for one in step.entries if isinstance(one, Asked)]
                 records = self._ends.memory.recalled(asked, records)
             self._put(self._to_commit, Step(step.entries, Written(records, answers.dead, scored_s)))
 
@@ -330,7 +333,9 @@ class Consumer:
             run = [first]
             while len(run) < self._policy.commit_batches and not self._to_commit.empty():
                 run.append(self._to_commit.get())
+            since_s = self._clock.monotonic_s()
             self._commits.commit(run)
+            self._trail.committed(run, since_s)
             now_s = self._clock.monotonic_s()
             for part in run:
                 self._costs.deliver.observe(len(part.entries), now_s - part.made.scored_s)

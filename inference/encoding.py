@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
 import structlog
 
 from inference.answers import Answered, Answers
-from ingest.log import Outgoing
+from ingest.log import Headers, Outgoing
 from schemas.codec import Codec
 from schemas.column_writer import ColumnWriter
 from schemas.errors import Rejected
 from schemas.events import Recommendation, Status
 
 log = structlog.get_logger(__name__)
+
+NO_HEADERS: Final[Mapping[int, Headers]] = {}
 
 
 class AnswerWriter:
@@ -25,9 +29,13 @@ class AnswerWriter:
         self._columns = ColumnWriter(codec, Recommendation)
         self._max_bytes = max_answer_bytes
 
-    def records(self, answers: Answers) -> list[Outgoing]:
+    def records(
+        self, answers: Answers, headers: Mapping[int, Headers] = NO_HEADERS
+    ) -> list[Outgoing]:
         """
         The records of a batch's answers, in the order of its requests.
+
+        `headers`: of some of them, by place.
 
         Raises:
             RegistryUnavailable: the schema could not be registered.
@@ -35,6 +43,8 @@ class AnswerWriter:
         found = {i: self._record(answer) for i, answer in answers.closed.items()}
         for index, part in answers.parts:
             found.update(zip(index, self._part(part), strict=True))
+        for i, given in headers.items():
+            found[i] = replace(found[i], headers=given)
         return [found[i] for i in range(answers.n)]
 
     def _part(self, part: Answered) -> Sequence[Outgoing]:

@@ -23,11 +23,13 @@ from inference.quota import Quotas, parsed
 from inference.recorder import AnswerRecorder
 from inference.rest import RestPolicy
 from inference.titles import Titles
+from inference.trail import Trail
 from ingest.clock import Clock
 from ingest.kafka import KafkaProducer
 from ingest.metrics import Metrics
 from ingest.settings import Settings
 from ingest.topics import Topics
+from ingest.tracing import NO_TRACER, Tracer
 from schemas.codec import Codec
 from schemas.errors import Misconfigured
 from schemas.events import Recommendation, UserEvent
@@ -125,6 +127,8 @@ class Exposed:
     started: threading.Event
     clock: Clock
     metrics: Metrics
+    tracer: Tracer = NO_TRACER
+    trail: Trail | None = None  # of answers given over the network
 
 
 def expose(
@@ -146,7 +150,7 @@ def expose(
     stack.callback(api.close)
     parts = NetworkParts(
         api=api,
-        admission=Admission(tokens, quotas, clock, metrics),
+        admission=Admission(tokens, quotas, clock, metrics, tracer=what.tracer),
         titles=what.titles,
         model_name=settings.model_name,
     )
@@ -184,6 +188,7 @@ def _api(what: Exposed, stack: ExitStack) -> Api:
         publisher=publisher,
         recorder=recorder,
         started=what.started,
+        trail=what.trail,
     )
     return Api(parts, clock, metrics, ApiPolicy())
 

@@ -12,7 +12,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import grpc
@@ -32,12 +32,22 @@ from tensorflow_serving.apis import (
 )
 
 from features.declare import Array
-from inference.admission import Admission
+from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
 from inference.auth import Scope
 from inference.listen import GrpcOptions
 from inference.tensors import Signature, TensorSpec
+from ingest.trace_context import TRACERESPONSE, carried
 from schemas.errors import Misconfigured, Reason, Rejected
+
+
+class _Method(NamedTuple):
+    """A method: what labels its metrics, and its names."""
+
+    route: str
+    service: str
+    name: str
+
 
 SIGNATURE_DEF: Final = "signature_def"
 DEFAULT_SIGNATURE: Final = "serving_default"
@@ -46,6 +56,9 @@ MAX_MESSAGE: Final = 2_000  # characters of an error: it travels in a header
 LOOK_S: Final = 0.5  # how often health looks whether a model serves
 _PREDICTION: Final = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
 _MODEL: Final = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+_PREDICT: Final = _Method("predict", _PREDICTION.full_name, "Predict")
+_METADATA: Final = _Method("metadata", _PREDICTION.full_name, "GetModelMetadata")
+_STATUS: Final = _Method("status", _MODEL.full_name, "GetModelStatus")
 _TYPES: Final = {tf.int64.as_datatype_enum, tf.int32.as_datatype_enum, tf.float32.as_datatype_enum}
 
 
@@ -123,11 +136,9 @@ class GrpcServer:
             grpc.method_handlers_generic_handler(
                 _PREDICTION.full_name,
                 {
-                    "Predict": self._handler("predict", self._predict, predict_pb2.PredictRequest),
+                    "Predict": self._handler(_PREDICT, self._predict, predict_pb2.PredictRequest),
                     "GetModelMetadata": self._handler(
-                        "metadata",
-                        self._metadata,
-                        get_model_metadata_pb2.GetModelMetadataRequest,
+                        _METADATA, self._metadata, get_model_metadata_pb2.GetModelMetadataRequest
                     ),
                 },
             ),
@@ -135,24 +146,30 @@ class GrpcServer:
                 _MODEL.full_name,
                 {
                     "GetModelStatus": self._handler(
-                        "status", self._status, get_model_status_pb2.GetModelStatusRequest
+                        _STATUS, self._status, get_model_status_pb2.GetModelStatusRequest
                     )
                 },
             ),
         ]
 
-    def _handler(self, route: str, act: Callable[[Any], Awaitable[Any]], message: Any) -> Any:
+    def _handler(
+        self, method: _Method, act: Callable[[Any, Call], Awaitable[Any]], message: Any
+    ) -> Any:
         """A method as grpc calls it: let in, done, noted."""
 
         async def answer(data: bytes, context: Any) -> Any:
             admission = self._admission
-            call = admission.call("grpc", route, _address(context.peer()))
+            pairs = context.invocation_metadata() or ()
+            span = _traced(method, pairs)
+            call = admission.call("grpc", method.route, _address(context.peer()), span)
+            if call.trace is not None and call.trace.sampled:
+                context.set_trailing_metadata(((TRACERESPONSE, call.trace.own.traceparent),))
             try:
                 admission.hold(call, len(data))
-                metadata = dict(context.invocation_metadata() or ())
+                metadata = dict(pairs)
                 await admission.admit(call, metadata.get("authorization"), Scope.PREDICT)
                 async with asyncio.timeout(self._options.answer_s):
-                    reply = await act(_read(message, data))
+                    reply = await act(_read(message, data), call)
             except asyncio.CancelledError:  # the caller's deadline, or the caller is gone
                 admission.refused(call, TimeoutError())
                 raise
@@ -170,12 +187,12 @@ class GrpcServer:
             answer, response_serializer=lambda reply: reply.SerializeToString()
         )
 
-    async def _predict(self, request: Any) -> Any:
+    async def _predict(self, request: Any, call: Call) -> Any:
         signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
         choice = _choice(request.model_spec)
         self._api.model(choice)  # an unknown model is told before its tensors are looked at
         inputs = _arrays(request.inputs, self._options.max_values)
-        found = await self._api.predict(choice, signature, inputs)
+        found = await self._api.predict(choice, signature, inputs, call.trace)
         wanted = list(request.output_filter) or list(found.outputs)
         if unknown := sorted(set(wanted) - set(found.outputs)):
             detail = f"output_filter: no output {unknown[0]!r}, there are {sorted(found.outputs)}"
@@ -185,7 +202,7 @@ class GrpcServer:
             outputs={name: tf.make_tensor_proto(found.outputs[name]) for name in wanted},
         )
 
-    async def _metadata(self, request: Any) -> Any:
+    async def _metadata(self, request: Any, _: Call) -> Any:
         fields = list(request.metadata_field)
         if fields != [SIGNATURE_DEF]:
             detail = f"metadata_field is {fields[:5]}, expected [{SIGNATURE_DEF!r}]"
@@ -200,7 +217,7 @@ class GrpcServer:
         )
         return reply
 
-    async def _status(self, request: Any) -> Any:
+    async def _status(self, request: Any, _: Call) -> Any:
         kind = get_model_status_pb2.ModelVersionStatus
         return get_model_status_pb2.GetModelStatusResponse(
             model_version_status=[
@@ -212,6 +229,18 @@ class GrpcServer:
                 for one in self._api.statuses(_choice(request.model_spec))
             ]
         )
+
+
+def _traced(method: _Method, metadata: Sequence[tuple[str, str | bytes]]) -> Traced:
+    return Traced(
+        headers=carried(metadata),
+        name=f"{method.service}/{method.name}",
+        attributes={
+            "rpc.system.name": "grpc",
+            "rpc.method": f"{method.service}/{method.name}",
+        },
+        status="rpc.response.status_code",
+    )
 
 
 def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:

@@ -5,20 +5,30 @@ becomes examples, and drift is seen in them, as with those to requests of the lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from inference.answers import Answers
-from inference.encoding import AnswerWriter
+from inference.encoding import NO_HEADERS, AnswerWriter
 from inference.gather import Bounds, Gatherer, Work
-from ingest.log import Delivered, Producer
+from ingest.log import Delivered, Headers, Producer
 from ingest.metrics import Metrics
 from schemas.errors import Overloaded, Rejected, Retryable
 
 log = structlog.get_logger(__name__)
 
 BOUNDS = Bounds(batch=16, waiting=256)  # batches of answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Telling:
+    """Answers to be sent, with headers of some, and who hears that they are there."""
+
+    answers: Answers
+    headers: Mapping[int, Headers]
+    delivered: Callable[[], None]
 
 
 class AnswerRecorder:
@@ -41,13 +51,24 @@ class AnswerRecorder:
         self._producer = producer
         self._metrics = metrics
         self._timeout_s = timeout_s
-        work: Work[Answers, list[None], None] = Work(first=self._sent, second=lambda made: made)
+        work: Work[_Telling, list[None], None] = Work(first=self._sent, second=lambda made: made)
         self._gatherer = Gatherer("record", work, BOUNDS)
 
-    def record(self, answers: Answers) -> None:
-        """Queue them for their topic. Thread-safe."""
+    def record(
+        self,
+        answers: Answers,
+        headers: Mapping[int, Headers] = NO_HEADERS,
+        delivered: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Queue them for their topic. Thread-safe.
+
+        Args:
+            headers: of some of the records, by place.
+            delivered: called when all are there, from another thread.
+        """
         try:
-            self._gatherer.tell(answers)
+            self._gatherer.tell(_Telling(answers, headers, delivered))
         except Overloaded as error:
             self._missed(answers.n, error)
 
@@ -55,15 +76,18 @@ class AnswerRecorder:
         """Deliver what waits, take no more."""
         self._gatherer.close()
 
-    def _sent(self, batches: Sequence[Answers]) -> list[None]:
+    def _sent(self, batches: Sequence[_Telling]) -> list[None]:
         delivered: list[Delivered] = []
         try:
-            for answers in batches:
-                for record in self._writer.records(answers):
+            for one in batches:
+                for record in self._writer.records(one.answers, one.headers):
                     self._producer.send(record, delivered.append)
             self._producer.flush(self._timeout_s)
         except (Retryable, Rejected) as error:
-            self._missed(sum(answers.n for answers in batches) - len(delivered), error)
+            self._missed(sum(one.answers.n for one in batches) - len(delivered), error)
+        else:
+            for one in batches:
+                one.delivered()
         return [None for _ in batches]
 
     def _missed(self, count: int, error: Exception) -> None:

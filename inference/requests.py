@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ingest.log import RecordBatch, TopicPartition
+from ingest.tracing import NO_TRACER, Trace, Tracer
 from schemas.codec import Decoder
 from schemas.errors import Reason, Rejected
 from schemas.events import RecommendationRequest
@@ -19,6 +20,13 @@ class Asked:
     batch: RecordBatch
     index: int
     request: RecommendationRequest
+    trace: Trace | None = field(default=None, compare=False)  # most have none
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What log lines call it by. No user: lines are kept by people who need not know."""
+        named = {"request_id": self.request.request_id}
+        return named if self.trace is None else named | {"trace_id": self.trace.trace_id}
 
     @property
     def timestamp_ms(self) -> int:
@@ -39,6 +47,7 @@ class Bad:
     batch: RecordBatch
     index: int
     rejected: Rejected
+    trace: Trace | None = field(default=None, compare=False)
 
 
 Entry: TypeAlias = Asked | Bad
@@ -63,8 +72,9 @@ class RequestReader:
     fixed cost (0.6 ms) is that of 30 requests. Not thread-safe.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, tracer: Tracer = NO_TRACER) -> None:
         self._decoder = Decoder(registry, RecommendationRequest)
+        self._tracer = tracer
 
     def read(self, batch: RecordBatch) -> list[Entry]:
         """
@@ -73,14 +83,17 @@ class RequestReader:
         Raises:
             RegistryUnavailable: a writer's schema is not known yet and cannot be asked for.
         """
-        return [self._entry(batch, at) for at in range(len(batch))]
+        if not batch.headers and not self._tracer.starts:
+            return [self._entry(batch, at, None) for at in range(len(batch))]
+        begin, headers = self._tracer.begin, batch.headers
+        return [self._entry(batch, at, begin(headers.get(at, ()))) for at in range(len(batch))]
 
-    def _entry(self, batch: RecordBatch, at: int) -> Entry:
+    def _entry(self, batch: RecordBatch, at: int, trace: Trace | None) -> Entry:
         try:
             request = _read(self._decoder, batch.keys[at], batch.values[at])
         except Rejected as rejected:
-            return Bad(batch=batch, index=at, rejected=rejected)
-        return Asked(batch=batch, index=at, request=request)
+            return Bad(batch=batch, index=at, rejected=rejected, trace=trace)
+        return Asked(batch=batch, index=at, request=request, trace=trace)
 
 
 def _read(

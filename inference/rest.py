@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from inference import rest_tensors
-from inference.admission import Admission, Call
+from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
 from inference.auth import Scope
 from inference.outcome import Outcome
@@ -40,6 +40,7 @@ from inference.rest_messages import (
 from inference.tensors import Signature, TensorSpec, signature_of
 from inference.titles import Titles
 from ingest.clock import Clock
+from ingest.trace_context import TRACEPARENT, TRACERESPONSE, TRACESTATE, carried
 from schemas.errors import NotServed, Reason, Rejected
 
 JSON: Final = "application/json"
@@ -97,7 +98,8 @@ def create_app(parts: RestParts) -> Starlette:
             CORSMiddleware,
             allow_origins=list(parts.policy.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", TRACEPARENT, TRACESTATE],
+            expose_headers=[TRACERESPONSE],
         )
     ]
     return Starlette(
@@ -154,7 +156,8 @@ class _Rest:
 
     async def _answer(self, one: Endpoint, request: Request) -> Response:
         admission = self._parts.admission
-        call = admission.call("http", one.name, _address(request))
+        call = admission.call("http", one.name, _address(request), _traced(one, request))
+        request.state.call = call
         read_all = False
         try:
             if not one.open:
@@ -171,7 +174,7 @@ class _Rest:
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
             return self._failure(call, error, close=not read_all)
         admission.answered(call)
-        return response
+        return _told(call, response)
 
     async def _body(self, call: Call, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -212,13 +215,17 @@ class _Rest:
             given["WWW-Authenticate"] = "Bearer"
         if told.retry_after_s is not None:
             given["Retry-After"] = str(max(1, round(told.retry_after_s + 0.5)))
-        return _json(FailureAnswer(error=told.message, reason=told.reason), told.status, given)
+        failed = FailureAnswer(error=told.message, reason=told.reason)
+        return _told(call, _json(failed, told.status, given))
 
     # --- the routes
 
-    async def _recommend(self, _: Request, body: bytes) -> Response:
+    async def _recommend(self, request: Request, body: bytes) -> Response:
         asked: RecommendBody = await _read(RecommendBody, body)
-        answer = await self._api.recommend(asked.request())
+        call: Call = request.state.call
+        wanted = asked.request()
+        call.request_id = wanted.request_id
+        answer = await self._api.recommend(wanted, call.trace)
         titles = self._parts.titles.of(i.item_id for i in answer.items) if asked.titles else None
         return _json(recommend_answer(answer, titles))
 
@@ -248,7 +255,8 @@ class _Rest:
                 else rest_tensors.from_rows(rows, signature)
             ),
         )
-        found = await self._api.predict(choice, asked.signature_name, inputs)
+        trace = request.state.call.trace
+        found = await self._api.predict(choice, asked.signature_name, inputs, trace)
         write = rest_tensors.to_rows if by_rows else rest_tensors.to_columns
         size = sum(array.nbytes for array in found.outputs.values())
         return Response(await _aside(size, lambda: write(found.outputs)), media_type=JSON)
@@ -283,6 +291,31 @@ class _Rest:
 
     async def _openapi(self, _: Request, __: bytes) -> Response:
         return Response(self._parts.description, media_type=JSON)
+
+
+def _traced(one: Endpoint, request: Request) -> Traced | None:
+    """Probes and the description are asked for every few seconds: they would be most traces."""
+    if one.open:
+        return None
+    raw = request.headers.raw
+    return Traced(
+        headers=carried((name.decode("latin-1"), value) for name, value in raw),
+        name=f"{one.method} {one.path}",
+        attributes={
+            "http.request.method": one.method,
+            "http.route": one.path,
+            "url.path": request.url.path,
+            "url.scheme": request.url.scheme,
+        },
+        status="http.response.status_code",
+    )
+
+
+def _told(call: Call, response: Response) -> Response:
+    """With the name of the call's span, where it has one."""
+    if call.trace is not None and call.trace.sampled:
+        response.headers[TRACERESPONSE] = call.trace.own.traceparent
+    return response
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -32,6 +32,7 @@ from inference.set_parts import SetParts, Surroundings, follow, opened_set
 from inference.set_router import SetRouter, SetServices
 from inference.signature import Keyring
 from inference.titles import Titles
+from inference.trail import Names, Trail
 from ingest.clock import SystemClock
 from ingest.kafka import (
     KafkaGroups,
@@ -41,9 +42,10 @@ from ingest.kafka import (
     KafkaTransactionalProducer,
 )
 from ingest.log import GroupSource, TopicPartition, TransactionalProducer
-from ingest.metrics import PrometheusMetrics
+from ingest.prometheus import PrometheusMetrics
 from ingest.settings import Settings
 from ingest.topics import Topics, check_offset, check_partitions, serving_group
+from ingest.tracing import open_tracer
 from schemas.codec import Codec
 from schemas.errors import BrokerUnavailable, PositionMoved, Retryable
 from schemas.events import Recommendation, Release
@@ -117,6 +119,10 @@ class Server:
         self._check_requests()
         self._metrics = PrometheusMetrics()
         self._port = stack.enter_context(self._metrics.served(options.metrics_port))
+        self._tracer = open_tracer(
+            settings, f"serve-{options.instance}", self._clock, self._metrics
+        )
+        stack.callback(self._tracer.close)
         self._live = Live(self._clock)
         self._costs = Costs.unknown(options.batch_sizes())
         self._titles = Titles() if options.exposure.http_port is not None else None
@@ -163,6 +169,8 @@ class Server:
             started=self._started,
             clock=self._clock,
             metrics=self._metrics,
+            tracer=self._tracer,
+            trail=self._trail(),
         )
         network = expose(what, exposure, self._stack, stop.set)
         opened = {"http": network.http_port, "grpc": network.grpc_port}
@@ -258,13 +266,20 @@ class Server:
                 producers=producers,
                 memory=self._memory(stack),
                 dead_letters=self._around.dead_letters(letters),
-                reader=RequestReader(self._registry),
+                reader=RequestReader(self._registry, self._tracer),
                 writer=AnswerWriter(
                     Codec(self._registry, Recommendation, topics.recommendations),
                     max_answer_bytes=int(self._settings.max_record_bytes * 0.9),
                 ),
                 requests_topic=topics.requests,
+                trail=self._trail(serving_group(settings.topic_prefix)),
             )
+
+    def _trail(self, group: str = "") -> Trail:
+        """Of a pipeline of the log's `group`, or of the network's."""
+        names = Names(group=group, answers_topic=self._topics.recommendations)
+        padded = self._costs.score.padded
+        return Trail(self._clock, self._metrics, self._tracer, names, padded)
 
     def _producers(self, name: str, source: GroupSource) -> list[TransactionalProducer]:
         settings = self._settings

@@ -31,6 +31,7 @@ from inference.deadlines import TooLate, expired
 from inference.fallback import Popular
 from inference.live import Deployment, Live
 from inference.lookup import Found, RowLookup
+from inference.observed import observe
 from inference.requests import Asked, Bad, Limits, problem
 from inference.rollout import ARMS, arms
 from inference.scorer import Assembled, Pick, ScorePolicy, Scorer
@@ -97,7 +98,7 @@ class Scored:
     prepared: Prepared
     served: Sequence[Served] = ()  # of the prepared `index`
     shadows: Mapping[int, Shadow] = field(default_factory=dict)
-    score_us: int = 0
+    times: Times | None = None
     error: Exception | None = None
 
 
@@ -154,7 +155,8 @@ class Service:
         except Exception as error:  # noqa: BLE001 - any bug that one request can provoke
             return Scored(prepared=prepared, error=error)
         score_us = round(1e6 * (self._clock.monotonic_s() - start_s))
-        return Scored(prepared=prepared, served=served, shadows=shadows, score_us=score_us)
+        times = replace(prepared.ready.times, score=score_us, score_at_s=start_s)
+        return Scored(prepared=prepared, served=served, shadows=shadows, times=times)
 
     def modelled(self, scored: Scored) -> int:
         """How many of the requests a model was asked for."""
@@ -229,6 +231,7 @@ class Service:
             read=round(1e6 * (read_s - start_s)),
             assemble=round(1e6 * (self._clock.monotonic_s() - read_s)),
             score=0,
+            read_at_s=start_s,
         )
         return Ready(batch=batch, found=found, times=times)
 
@@ -261,9 +264,9 @@ class Service:
             served=scored.served,
             items=self._item_features(ready.batch, scored.served),
             shadows=scored.shadows,
-            times=replace(ready.times, score=scored.score_us),
+            times=scored.times or ready.times,
         )
-        self._observe(part)
+        observe(part, self._metrics)
         return part
 
     def _assembled(self, asked: Sequence[Asked], found: Found) -> Assembled:
@@ -365,17 +368,6 @@ class Service:
             return closed(one, Status.INVALID, message)
         return expired(one, now_ms)
 
-    def _observe(self, part: Answered) -> None:
-        times, found = part.times, part.found
-        for stage, us in (
-            ("read", times.read),
-            ("assemble", times.assemble),
-            ("score", times.score),
-        ):
-            self._metrics.observe("serve.latency_s", us / 1e6, stage=stage)
-        self._metrics.count("serve.rows_missing", float((found.rows.first_seen_ms == 0).sum()))
-        self._metrics.count("serve.stale", float(found.stale.sum()))
-
     def _count(self, answers: Answers) -> None:
         statuses = Counter(one.status for one in answers.closed.values())
         reasons = Counter(reason for _, part in answers.parts for reason in part.reasons())
@@ -391,7 +383,7 @@ def _poison(one: Asked, error: Exception) -> tuple[Recommendation, Bad]:
     """The answer to a request that cannot be handled, and what becomes of its record."""
     # Where it broke; not the arrays it broke on.
     trace = "".join(traceback.format_exception(error, limit=-5))
-    log.error("serve.poison", request_id=one.request.request_id, trace=trace)
+    log.error("serve.poison", **one.names, trace=trace)
     detail = f"{type(error).__name__}: {error!s:.300}"
     answer = closed(one, Status.INVALID, f"the request could not be handled: {detail}")
     rejected = Rejected(Reason.POISON, detail)

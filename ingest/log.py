@@ -129,6 +129,14 @@ class GroupSource(Protocol):
         pauses, so that nothing more is fetched, until the next call that asks for records.
         """
 
+    def unread(self) -> Mapping[TopicPartition, int]:
+        """
+        How far what `poll` gave is behind the end of each assigned partition, in offsets (markers
+        of transactions count), as far as is known without asking: by the thread that polls.
+
+        A partition of which nothing is known yet is left out.
+        """
+
     def group_metadata(self) -> object:
         """What `TransactionalProducer.commit` needs to fence members of an older generation."""
 

@@ -7,12 +7,12 @@ A name that is not here does not type-check; a label that is not declared raises
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, get_args
 
-import prometheus_client as prom
+import numpy as np
+from numpy.typing import NDArray
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -22,6 +22,9 @@ LATENCY_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2
 DELAYS_S: Final = (1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 6 * 3_600.0, 86_400.0, 7 * 86_400.0)
 # Sizes: records of a batch, rows of a model call.
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+NO_TRACES: Final[Mapping[int, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ MetricName = Literal[
     "network.requests",
     "network.tensor_rows",
     "network.unrecorded",
+    "serve.answer_s",
+    "serve.answers",
     "serve.batch_rows",
     "serve.batches",
     "serve.expired_in_queue",
@@ -78,11 +83,18 @@ MetricName = Literal[
     "serve.latency_s",
     "serve.model_faults",
     "serve.model_version",
+    "serve.padded_rows",
+    "serve.queue_age_s",
     "serve.requests",
+    "serve.row_age_s",
     "serve.rows_missing",
     "serve.stale",
+    "serve.unread",
     "serve.versions_refused",
     "serve.swap_stall_s",
+    "tracing.limited",
+    "tracing.malformed",
+    "tracing.spans",
 ]
 
 METRICS: Final[Mapping[MetricName, MetricSpec]] = {
@@ -137,6 +149,12 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
         "histogram", "rows of a call of a signature", buckets=tuple(map(float, SIZES))
     ),
     "network.unrecorded": MetricSpec("counter", "answers that did not get to their topic"),
+    "serve.answer_s": MetricSpec(
+        "histogram", "from a request's record timestamp to the commit of its answer"
+    ),
+    "serve.answers": MetricSpec(
+        "counter", "answers with items, by the version and arm that gave them", ("version", "arm")
+    ),
     "serve.batch_rows": MetricSpec(
         "histogram", "rows of a model call", buckets=tuple(map(float, SIZES))
     ),
@@ -154,16 +172,40 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "serve.index_recall": MetricSpec(
         "gauge", "share of the best 50 items that the index finds, as measured", ("version",)
     ),
-    "serve.latency_s": MetricSpec("histogram", "time of a stage of an answer", ("stage",)),
+    "serve.latency_s": MetricSpec(
+        "histogram",
+        "time of a stage: queue, of each request; read, assemble and score, of each batch; "
+        "commit, of each transaction",
+        ("stage",),
+    ),
     "serve.model_faults": MetricSpec("counter", "model calls that failed", ("version",)),
     "serve.model_version": MetricSpec("gauge", "version that serves", ("arm",)),
+    "serve.padded_rows": MetricSpec("counter", "rows that models computed for nobody"),
+    "serve.queue_age_s": MetricSpec(
+        "histogram", "how long the first request of a batch was on the log when it was handed on"
+    ),
     "serve.requests": MetricSpec("counter", "requests answered", ("status",)),
+    "serve.row_age_s": MetricSpec(
+        "histogram",
+        "from the newest event of a user's row to the request that was answered with it",
+        buckets=DELAYS_S,
+    ),
     "serve.rows_missing": MetricSpec("counter", "requests scored with default features"),
     "serve.stale": MetricSpec("counter", "answers older than the event asked for"),
+    "serve.unread": MetricSpec(
+        "gauge", "requests on the log that were not read yet: the lag", ("partition",)
+    ),
     "serve.versions_refused": MetricSpec(
         "counter", "versions that must not serve: refused at loading"
     ),
     "serve.swap_stall_s": MetricSpec("histogram", "how long a swap of versions held up answers"),
+    "tracing.limited": MetricSpec(
+        "counter", "requests of sampled traces that were not followed: too many in a second"
+    ),
+    "tracing.malformed": MetricSpec("counter", "trace headers that were ignored", ("header",)),
+    "tracing.spans": MetricSpec(
+        "counter", "spans of traces: sent, queue-full, or not-taken by the collector", ("outcome",)
+    ),
 }
 
 
@@ -177,8 +219,22 @@ class Metrics(Protocol):
     def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
         """Add to a counter."""
 
-    def observe(self, name: MetricName, value: float, **labels: str) -> None:
-        """Put a value into a histogram."""
+    def observe(self, name: MetricName, value: float, *, trace_id: str = "", **labels: str) -> None:
+        """Put a value into a histogram. `trace_id`: of a sampled trace that shows such a value."""
+
+    def observe_all(
+        self,
+        name: MetricName,
+        values: NDArray[np.float64],
+        *,
+        traces: Mapping[int, str] = NO_TRACES,
+        **labels: str,
+    ) -> None:
+        """
+        Put n values into a histogram, at about the price of one.
+
+        `traces`: ids of sampled traces, by place among the values.
+        """
 
     def gauge(self, name: MetricName, value: float, **labels: str) -> None:
         """Set a gauge."""
@@ -198,28 +254,41 @@ class MemoryMetrics:
         self._lock = threading.Lock()
         self._values: dict[tuple[MetricName, tuple[str, ...]], float] = {}
         self._observed: dict[tuple[MetricName, tuple[str, ...]], list[float]] = {}
+        self._exemplars: dict[tuple[MetricName, tuple[str, ...]], list[str]] = {}
 
     def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
-        key = (name, _checked(name, "counter", labels))
+        key = (name, checked_labels(name, "counter", labels))
         if n < 0:
             raise ValueError(f"{name} only grows, got {n}")
         with self._lock:
             self._values[key] = self._values.get(key, 0.0) + n
 
-    def observe(self, name: MetricName, value: float, **labels: str) -> None:
-        key = (name, _checked(name, "histogram", labels))
+    def observe(self, name: MetricName, value: float, *, trace_id: str = "", **labels: str) -> None:
+        traces = {0: trace_id} if trace_id else NO_TRACES
+        self.observe_all(name, np.array([value]), traces=traces, **labels)
+
+    def observe_all(
+        self,
+        name: MetricName,
+        values: NDArray[np.float64],
+        *,
+        traces: Mapping[int, str] = NO_TRACES,
+        **labels: str,
+    ) -> None:
+        key = (name, checked_labels(name, "histogram", labels))
         with self._lock:
-            self._observed.setdefault(key, []).append(value)
+            self._observed.setdefault(key, []).extend(values.tolist())
+            self._exemplars.setdefault(key, []).extend(traces.values())
 
     def gauge(self, name: MetricName, value: float, **labels: str) -> None:
-        key = (name, _checked(name, "gauge", labels))
+        key = (name, checked_labels(name, "gauge", labels))
         with self._lock:
             self._values[key] = float(value)
 
     def value(self, name: MetricName, **labels: str) -> float:
         """A counter or gauge (0 if never touched), or the number of values of a histogram."""
         spec = METRICS[name]
-        key = (name, _checked(name, spec.kind, labels))
+        key = (name, checked_labels(name, spec.kind, labels))
         with self._lock:
             if spec.kind == "histogram":
                 return float(len(self._observed.get(key, ())))
@@ -228,82 +297,21 @@ class MemoryMetrics:
     def observed(self, name: MetricName, **labels: str) -> list[float]:
         """All values put into a histogram."""
         with self._lock:
-            return list(self._observed.get((name, _checked(name, "histogram", labels)), ()))
+            return list(self._observed.get((name, checked_labels(name, "histogram", labels)), ()))
+
+    def exemplars(self, name: MetricName, **labels: str) -> list[str]:
+        """Ids of all traces that were named with values of a histogram."""
+        with self._lock:
+            return list(self._exemplars.get((name, checked_labels(name, "histogram", labels)), ()))
 
 
-class PrometheusMetrics:
+def checked_labels(name: MetricName, kind: Kind, labels: Mapping[str, str]) -> tuple[str, ...]:
     """
-    For Prometheus to scrape, in a registry of its own.
+    The labels' values in declared order: for those who implement Metrics.
 
-    >>> metrics = PrometheusMetrics()
-    >>> metrics.count("serve.requests", status="OK")
-    >>> metrics.value("serve.requests", status="OK")
-    1.0
+    Raises:
+        ValueError: the metric is of another kind, or has other labels.
     """
-
-    def __init__(self) -> None:
-        self.registry = prom.CollectorRegistry()
-        self._counters: dict[str, prom.Counter] = {}
-        self._gauges: dict[str, prom.Gauge] = {}
-        self._histograms: dict[str, prom.Histogram] = {}
-        for name, spec in METRICS.items():
-            known = (prometheus_name(name), spec.doc, spec.labels)
-            if spec.kind == "counter":
-                self._counters[name] = prom.Counter(*known, registry=self.registry)
-            elif spec.kind == "gauge":
-                self._gauges[name] = prom.Gauge(*known, registry=self.registry)
-            else:
-                self._histograms[name] = prom.Histogram(
-                    *known, registry=self.registry, buckets=spec.buckets
-                )
-
-    def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
-        values = _checked(name, "counter", labels)
-        counter = self._counters[name]
-        (counter.labels(*values) if values else counter).inc(n)
-
-    def observe(self, name: MetricName, value: float, **labels: str) -> None:
-        values = _checked(name, "histogram", labels)
-        histogram = self._histograms[name]
-        (histogram.labels(*values) if values else histogram).observe(value)
-
-    def gauge(self, name: MetricName, value: float, **labels: str) -> None:
-        values = _checked(name, "gauge", labels)
-        gauge = self._gauges[name]
-        (gauge.labels(*values) if values else gauge).set(value)
-
-    def value(self, name: MetricName, **labels: str) -> float:
-        """A counter or gauge (0 if never touched), or the number of values of a histogram."""
-        spec = METRICS[name]
-        _checked(name, spec.kind, labels)
-        suffix = {"counter": "_total", "gauge": "", "histogram": "_count"}[spec.kind]
-        return self.registry.get_sample_value(prometheus_name(name) + suffix, labels) or 0.0
-
-    @contextmanager
-    def served(self, port: int, host: str = "127.0.0.1") -> Iterator[int]:
-        """Answer scrapes on `port` (0: a free one) from a thread. Yields the port."""
-        server, thread = prom.start_http_server(port, host, registry=self.registry)
-        try:
-            yield int(server.server_port)
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-
-def prometheus_name(name: str) -> str:
-    """
-    A metric's name without its kind's suffix.
-
-    >>> prometheus_name("serve.latency_s")
-    'millstream_serve_latency_seconds'
-    """
-    flat = "millstream_" + name.replace(".", "_")
-    return flat.removesuffix("_s") + "_seconds" if flat.endswith("_s") else flat
-
-
-def _checked(name: MetricName, kind: Kind, labels: Mapping[str, str]) -> tuple[str, ...]:
-    """The labels' values in declared order."""
     spec = METRICS[name]
     if spec.kind != kind or set(labels) != set(spec.labels):
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 from schemas.errors import Misconfigured
 
 PREFIX = "MILLSTREAM_"
+LOG_FORMATS = ("console", "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,10 @@ class Settings:
     cache_dir: Path = Path("~/.cache/millstream")  # Kafka's jars, shared by all checkouts
     timeout_s: float = 10.0  # of every external call
     max_record_bytes: int = 1_000_000
+    log_format: str = "console"  # of lines on standard error: console or json
+    otlp_endpoint: str = ""  # of a collector of traces, http://host:4318; empty: no traces
+    trace_ratio: float = 0.0  # of requests whose caller brings no trace: followed all the same
+    trace_per_s: float = 100.0  # followed at most: each costs 0.2 ms of a processor
 
     @classmethod
     def load(
@@ -71,9 +76,28 @@ class Settings:
             for name in sorted(env)
             if name.startswith(PREFIX) and name not in known
         ]
+        settings = cls(**found)
+        problems += settings._problems()
         if problems:
             raise Misconfigured("; ".join(problems))
-        return cls(**found)
+        return settings
+
+    def _problems(self) -> list[str]:
+        """Values of the right type that mean nothing."""
+        found = {
+            "LOG_FORMAT": (self.log_format in LOG_FORMATS, f"one of {', '.join(LOG_FORMATS)}"),
+            "OTLP_ENDPOINT": (
+                not self.otlp_endpoint or self.otlp_endpoint.startswith(("http://", "https://")),
+                "a URL with http:// or https://",
+            ),
+            "TRACE_PER_S": (self.trace_per_s >= 1, "at least 1"),
+            "TRACE_RATIO": (0 <= self.trace_ratio <= 1, "between 0 and 1"),
+        }
+        return [
+            f"{PREFIX}{name}={getattr(self, name.lower())!r} is not {expected}"
+            for name, (fine, expected) in found.items()
+            if not fine
+        ]
 
 
 def masked(url: str) -> str:

@@ -30,8 +30,10 @@ from inference.recorder import AnswerRecorder
 from inference.release import Why, first
 from inference.rest import RestPolicy
 from inference.titles import Titles
+from inference.trail import Trail
 from ingest.log import TopicPartition
 from ingest.memory import MemoryLog, MemoryProducer
+from ingest.tracing import NO_TRACER, Tracer
 from schemas.codec import Codec
 from schemas.events import Item, Recommendation, UserEvent
 from schemas.registry import MemoryRegistry
@@ -130,6 +132,7 @@ class Setup:
     rules: TokenRules | None = None
     quotas: Quotas | None = None
     max_waiting_bytes: int = 64 << 20
+    tracer: Tracer = NO_TRACER
     started: threading.Event = field(default_factory=threading.Event)
     ended: Callable[[], None] = lambda: None
 
@@ -160,12 +163,20 @@ def served(model: Model | None, setup: Setup | None = None) -> Iterator[Served]:
         publisher=publisher,
         recorder=recorder,
         started=setup.started,
+        trail=Trail(world.clock, world.metrics, setup.tracer),
     )
     api = Api(parts, world.clock, world.metrics, setup.policy)
     titles = Titles()
     titles.put([Item(item_id=i, title=i.upper()) for i in ITEMS])
     tokens = Tokens(setup.rules, world.clock) if setup.rules else None
-    admission = Admission(tokens, setup.quotas, world.clock, world.metrics, setup.max_waiting_bytes)
+    admission = Admission(
+        tokens,
+        setup.quotas,
+        world.clock,
+        world.metrics,
+        setup.max_waiting_bytes,
+        tracer=setup.tracer,
+    )
     network = Network(
         NetworkParts(api=api, admission=admission, titles=titles, model_name=MODEL),
         NetworkOptions(http=setup.http, rest=setup.rest, grpc=setup.grpc),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.kafka import KafkaAdmin, KafkaLog, KafkaProducer, KafkaSource
-from ingest.log import Outgoing, TopicPartition
+from ingest.log import Headers, Outgoing, TopicPartition
 from ingest.settings import Settings
 from ingest.topics import Topics, ensure_topics, topic_specs
 from schemas.codec import Codec, Decoder
@@ -28,6 +28,7 @@ class Answer:
 
     partition: int
     value: Recommendation
+    headers: Headers = ()
 
 
 class Place:
@@ -62,6 +63,17 @@ class Place:
             self.send(self.topics.requests, user, self._requests.encode(request))
         self.producer.flush(30)
 
+    def ask_with(self, headers: Headers, request_id: str, user: str = "ann", k: int = 5) -> None:
+        """Send one request with these headers."""
+        request = RecommendationRequest(request_id=request_id, user_id=user, k=k)
+        self.send(self.topics.requests, user, self._requests.encode(request), headers)
+        self.producer.flush(30)
+
+    def answer(self, request_id: str) -> Answer | None:
+        """The answer to a request, if it has come."""
+        self.read()
+        return next((a for a in self.answers if a.value.request_id == request_id), None)
+
     def raw(self, key: bytes, value: bytes) -> None:
         """Send anything as a request."""
         self.producer.send(Outgoing(topic=self.topics.requests, key=key, value=value))
@@ -71,7 +83,8 @@ class Place:
         """Take in the committed answers that came; how many there are in all."""
         while batch := self._answers.poll(5_000, 0.05):
             self.answers += [
-                Answer(batch.partition, self._decoder.decode(value)) for value in batch.values
+                Answer(batch.partition, self._decoder.decode(value), batch.headers.get(at, ()))
+                for at, value in enumerate(batch.values)
             ]
         return len(self.answers)
 
@@ -92,9 +105,10 @@ class Place:
         """Another reader. The caller closes it."""
         return KafkaSource(self.settings.bootstrap_servers)
 
-    def send(self, topic: str, key: str, value: bytes) -> None:
+    def send(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> None:
         """Send one record."""
-        self.producer.send(Outgoing(topic=topic, key=key.encode(), value=value))
+        record = Outgoing(topic=topic, key=key.encode(), value=value, headers=headers)
+        self.producer.send(record)
 
 
 class Server:
@@ -109,6 +123,8 @@ class Server:
             "MILLSTREAM_TOPIC_PREFIX": settings.topic_prefix,
             "MILLSTREAM_MODELS_DIR": str(settings.models_dir),
             "MILLSTREAM_KEYS_DIR": str(settings.keys_dir),
+            "MILLSTREAM_OTLP_ENDPOINT": settings.otlp_endpoint,
+            "MILLSTREAM_LOG_FORMAT": settings.log_format,
         }
         self.errors = folder / f"serve-{name}-{len(list(folder.iterdir()))}.log"
         command = [sys.executable, "-m", "deploy.cli", "serve", "--instance", name, *more]

@@ -73,6 +73,22 @@ class Reader:
             return part(batch, 0, max_records)
         return batch
 
+    def unread(self) -> dict[TopicPartition, int]:
+        """How far each partition's position is behind its end, as the last fetches told."""
+        found = {}
+        for tp, position in self.positions.items():
+            try:
+                _, end = self.consumer.get_watermark_offsets(ck.TopicPartition(*tp), cached=True)
+            except ck.KafkaException:  # the client has not heard of it yet
+                continue
+            if end >= 0:  # else it was never fetched from
+                found[tp] = max(0, end - position)
+        for batch in self._pending:  # cut, and not handed out
+            tp = TopicPartition(batch.topic, batch.partition)
+            if tp in found:
+                found[tp] += batch.next_offset - batch.start_offset
+        return found
+
     def close(self) -> None:
         self._pending.clear()
         with mapping("close the consumer"):

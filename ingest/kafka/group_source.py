@@ -100,6 +100,9 @@ class KafkaGroupSource:
         self._store(wait=False)
         return self._reader.poll(max_records, timeout_s)
 
+    def unread(self) -> dict[TopicPartition, int]:
+        return self._reader.unread()
+
     def group_metadata(self) -> object:
         with mapping("group metadata"):
             return self._reader.consumer.consumer_group_metadata()

@@ -117,6 +117,13 @@ class MemoryGroupSource:
             self._rebalance()
         return batch
 
+    def unread(self) -> dict[TopicPartition, int]:
+        with self._log.changed:
+            return {
+                tp: self._log.bounds(tp.topic)[tp.partition][1] - at
+                for tp, at in self._cursor.positions.items()
+            }
+
     def group_metadata(self) -> object:
         return GroupMetadata(self._name, self._member, self._generation)
 

@@ -491,6 +491,25 @@ class GroupContract:
         assert batches[0].start_offset == 0
         assert assigned == [TopicPartition(topic, 0)]
 
+    def test_what_is_not_read_yet_is_known_without_asking(self, world: World) -> None:
+        topic = world.topic(1)
+        place = TopicPartition(topic, 0)
+        send(world.producer(), topic, [b"a", b"b", b"c", b"d"])
+        member = world.group(world.name())
+        assert member.unread() == {}
+        member.subscribe([topic], lambda _: None, lambda _: None)
+        first: list[RecordBatch] = []
+
+        def polled() -> bool:
+            batch = member.poll(3, 0.1)
+            first.extend([batch] if batch is not None else [])
+            return bool(first)
+
+        until(polled, "a batch comes")
+        assert member.unread() == {place: 4 - first[0].next_offset}
+        read_to(member, 4 - len(first[0]))
+        assert member.unread() == {place: 0}
+
     def test_a_member_of_a_new_group_on_a_new_topic_is_assigned(self, world: World) -> None:
         for _ in range(5):
             topic, assigned = world.topic(4), list[TopicPartition]()

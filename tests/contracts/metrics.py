@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
+import numpy as np
 import pytest
 
 from ingest.metrics import MetricName, Metrics
@@ -36,6 +37,12 @@ class MetricsContract:
         for value in (0.001, 100.0):
             metrics.observe("features.freshness_s", value)
         assert metrics.value("features.freshness_s") == 2
+
+    def test_many_values_count_as_many_single_ones(self, metrics: Readable) -> None:
+        metrics.observe_all("serve.latency_s", np.array([0.001, 5.0, 50.0]), stage="queue")
+        metrics.observe_all("serve.latency_s", np.zeros(0), stage="queue")
+        metrics.observe("serve.latency_s", 1.0, stage="queue")
+        assert metrics.value("serve.latency_s", stage="queue") == 4
 
     def test_a_counter_does_not_go_back(self, metrics: Readable) -> None:
         with pytest.raises(ValueError, match=r"-1|negative|increment"):

@@ -23,6 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from inference.listen import GrpcOptions
+from ingest.tracing import Kind, MemoryTracer
 from schemas.errors import Misconfigured
 from tests.network_world import Setup, rank_inputs, retrieve_inputs, served, tiny_model
 from tests.tokens import Issuer
@@ -291,3 +292,26 @@ def test_a_taken_port_is_told_at_start(api):
     taken = Setup(grpc=GrpcOptions(port=api.network.grpc_port))
     with pytest.raises(Misconfigured, match="cannot serve gRPC on"), served(None, taken):
         pass
+
+
+def test_a_callers_trace_goes_through_a_predict_call(model):
+    tracer, caller = MemoryTracer(), "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"
+    with (
+        served(model, Setup(grpc=LARGE, tracer=tracer)) as api,
+        grpc.insecure_channel(f"127.0.0.1:{api.network.grpc_port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        traced = [("traceparent", caller)]
+        _, call = stub.Predict.with_call(asked(retrieve_inputs()), 30, metadata=traced)
+        with pytest.raises(grpc.RpcError):
+            stub.Predict(asked(retrieve_inputs(), name="other"), 30, metadata=traced)
+    predicted, below, refused = tracer.spans
+    assert (predicted.name, predicted.kind) == (f"{PREDICTION}/Predict", Kind.SERVER)
+    assert predicted.parent.span_id == "cd" * 8
+    assert (below.name, below.parent) == ("predict", predicted.context)
+    codes = [span.attributes["rpc.response.status_code"] for span in (predicted, refused)]
+    assert codes == ["OK", "NOT_FOUND"]
+    assert dict(call.trailing_metadata())["traceresponse"] == predicted.context.traceparent
+    metrics = api.world.metrics
+    exemplars = metrics.exemplars("network.latency_s", protocol="grpc", route="predict")
+    assert exemplars == ["ab" * 16] * 2

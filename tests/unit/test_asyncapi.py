@@ -91,6 +91,7 @@ ASYNCAPI_3 = {
                             "name": {"type": "string"},
                             "summary": {"type": "string"},
                             "bindings": {"type": "object", "required": ["kafka"]},
+                            "headers": REFERENCE,
                             "payload": {
                                 "type": "object",
                                 "required": ["schemaFormat", "schema"],
@@ -104,7 +105,11 @@ ASYNCAPI_3 = {
                             },
                         },
                     },
-                }
+                },
+                "schemas": {
+                    "type": "object",
+                    "additionalProperties": {"type": "object", "required": ["type"]},
+                },
             },
         },
     },

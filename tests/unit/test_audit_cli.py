@@ -15,7 +15,7 @@ from deploy import cli
 from features import audit_cli, audit_record
 from features.audit_record import AuditRecord
 from features.skew import AuditReport, Insufficient, Pass, Skewed
-from ingest.metrics import PrometheusMetrics
+from ingest.prometheus import PrometheusMetrics
 from schemas.errors import Misconfigured
 
 REPORT = AuditReport(fingerprint="0123456789abcdef", since_ms=0, users=3, answers=7, entries=70)

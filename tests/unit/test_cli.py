@@ -67,3 +67,36 @@ def test_log_events_go_to_standard_error_and_leave_json_alone(
     assert json.loads(out) == {"rows": 1}
     assert "broker.slow waited_s=3" in err
     assert "not.told" not in err
+
+
+def test_log_lines_are_objects_if_wanted_without_the_variables_of_an_exception(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli.log_to_standard_error("json")
+    try:
+        logger = structlog.get_logger("x")
+        logger.warning("serve.slow", trace_id="ab", waited_s=3, where=print)
+        try:
+            private = "ann"
+            raise ValueError(private[:0] or "broke")
+        except ValueError:
+            logger.exception("serve.broke")
+    finally:
+        cli.log_to_standard_error()
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (first["event"], first["level"], first["trace_id"]) == ("serve.slow", "warning", "ab")
+    assert first["waited_s"] == 3
+    assert second["exception"][0]["exc_value"] == "broke"
+    assert "private" not in json.dumps(second)
+
+
+def test_the_setting_of_the_log_s_form_reaches_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MILLSTREAM_LOG_FORMAT", "json")
+    try:
+        cli.run(["topics", "--help"])
+        structlog.get_logger("x").warning("told")
+        assert json.loads(capsys.readouterr().err.splitlines()[-1])["event"] == "told"
+    finally:
+        cli.log_to_standard_error()

@@ -49,6 +49,21 @@ def test_all_problems_are_told_together(tmp_path: Path) -> None:
     ]
 
 
+def test_values_of_the_right_type_that_mean_nothing_are_problems_too() -> None:
+    environment = {
+        "MILLSTREAM_LOG_FORMAT": "xml",
+        "MILLSTREAM_OTLP_ENDPOINT": "collector:4318",
+        "MILLSTREAM_TRACE_RATIO": "1.5",
+    }
+    with pytest.raises(Misconfigured) as error:
+        Settings.load(environment)
+    assert str(error.value).split("; ") == [
+        "MILLSTREAM_LOG_FORMAT='xml' is not one of console, json",
+        "MILLSTREAM_OTLP_ENDPOINT='collector:4318' is not a URL with http:// or https://",
+        "MILLSTREAM_TRACE_RATIO=1.5 is not between 0 and 1",
+    ]
+
+
 def test_a_file_that_was_asked_for_must_be_there_and_readable(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"gone\.toml does not exist"):
         Settings.load({}, tmp_path / "gone.toml")

@@ -115,7 +115,7 @@ def test_help_loads_no_client_and_no_framework() -> None:
     program = (
         "import sys; from deploy import cli; code = cli.run(['--help'])\n"
         "heavy = {'tensorflow', 'keras', 'apache_beam', 'polars', 'confluent_kafka', 'redis',"
-        " 'pyarrow', 'scipy', 'fastavro'} & set(sys.modules)\n"
+        " 'pyarrow', 'scipy', 'fastavro', 'opentelemetry'} & set(sys.modules)\n"
         "sys.exit(f'loaded {sorted(heavy)}' if heavy else code)"
     )
     done = subprocess.run(
@@ -207,6 +207,7 @@ def test_everything_imported_is_declared() -> None:
         "faiss": "faiss_cpu",
         "jwt": "pyjwt",
         "tensorflow_serving": "tensorflow_serving_api",
+        "opentelemetry": "opentelemetry_sdk",
         "keras": "tensorflow",
     }  # import name -> what is declared
     ours = {*PACKAGES, *sys.stdlib_module_names, "tests", "__future__"}

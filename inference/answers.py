@@ -22,7 +22,7 @@ from inference.requests import Asked, Bad
 from inference.scorer import Assembled, Pick, Scorer
 from ingest.clock import Clock
 from schemas.column_writer import Column, Ragged, Same, Some
-from schemas.events import Arm, Recommendation, ScoredItem, Shadow, StageLatency, Status
+from schemas.events import Arm, Attribute, Recommendation, ScoredItem, Shadow, StageLatency, Status
 
 _OK: Final = list(Status).index(Status.OK)
 _FALLBACK: Final = list(Status).index(Status.FALLBACK)
@@ -37,6 +37,7 @@ class Served:
     ref: ModelRef
     arm: Arm
     rollout_id: str
+    experiments: tuple[Attribute, ...] = ()  # the arm of each
     reason: str = ""  # why it is not from the model that should have answered
 
 
@@ -96,9 +97,7 @@ class Answered:
             "model_version": np.array([one.ref.version for one in self.served]),
             "arm": np.array([_ARM[one.arm] for one in self.served]),
             "rollout_id": [one.rollout_id for one in self.served],
-            "experiments": Ragged(
-                np.zeros(len(self) + 1, np.int64), {"name": Same(""), "value": Same("")}
-            ),
+            "experiments": self._experiments_column(),
             "fallback_reason": [reason or None for reason in reasons],
             "stale": self.found.stale,
             "fingerprint": Same(self.features.fingerprint),
@@ -138,6 +137,7 @@ class Answered:
                 model_version=got.ref.version,
                 arm=got.arm,
                 rollout_id=got.rollout_id,
+                experiments=got.experiments,
                 fallback_reason=reasons[i] or None,
                 stale=stale[i],
                 fingerprint=self.features.fingerprint,
@@ -179,6 +179,14 @@ class Answered:
         rows, now_ms = self.found.rows, self.batch.context.now_ms
         age_ms = np.maximum(0, now_ms - rows.last_seen_ms)  # a request may be older than the row
         return np.where(rows.first_seen_ms == 0, -1, age_ms)
+
+    def _experiments_column(self) -> Column:
+        told = [one.experiments for one in self.served]
+        flat = [one for of in told for one in of]
+        return Ragged(
+            np.cumsum([0, *map(len, told)]),
+            {"name": [one.name for one in flat], "value": [one.value for one in flat]},
+        )
 
     def _shadow_column(self) -> Column:
         if not self.shadows:

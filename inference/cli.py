@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from inference.delivery import Delivery
+from inference.experiment_cli import experiment_app
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
 from schemas.errors import Misconfigured
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(request)
     app.add_typer(release_app, name="release")
+    app.add_typer(experiment_app, name="experiment")
 
 
 def serve(

@@ -10,6 +10,8 @@ from inference.registry import FolderRegistry
 from inference.release import Step, Why, accepted, appended, first, signed
 from inference.release import promote as promoted
 from inference.release import rollback as rolled_back
+from inference.release import start_experiment as experiment_started
+from inference.release import stop_experiment as experiment_stopped
 from inference.signature import Keyring, load_key
 from ingest.clock import SystemClock
 from ingest.kafka import KafkaLog, KafkaProducer, KafkaSource
@@ -18,7 +20,7 @@ from ingest.settings import Settings
 from ingest.topics import Topics
 from schemas.codec import Codec
 from schemas.errors import BrokerUnavailable, Refused, Rejected
-from schemas.events import Measure, Release, ReleaseTransition
+from schemas.events import Experiment, Measure, Release, ReleaseTransition
 from schemas.registry import RemoteRegistry
 
 # States of the release log (retrain.campaign.State) that an operator's step leads to: what serves
@@ -102,12 +104,58 @@ def rollback(settings: Settings, reason: str) -> Release:
     return _take(settings, step, reason, ROLLED_BACK)
 
 
+def start_experiment(settings: Settings, experiment: Experiment, reason: str) -> Release:
+    """
+    A new release in which `experiment` runs.
+
+    Raises:
+        Refused: it makes no sense, or a version does not verify or reads other features than the
+            stable one.
+    """
+    registry = FolderRegistry(settings.models_dir, profile=settings.profile)
+    keys = Keyring.load(settings.keys_dir)
+
+    def step(current: Release | None, why: Why) -> Release:
+        if current is None or not current.stable:
+            raise Refused(f"{settings.model_name} serves no version yet: nothing to compare with")
+        release = experiment_started(current, experiment, why)
+        own = registry.manifest(settings.model_name, current.stable).facts.fingerprint
+        for arm in experiment.arms:
+            registry.check(settings.model_name, arm.version, keys)
+            found = registry.manifest(settings.model_name, arm.version).facts.fingerprint
+            if found != own:
+                raise Refused(
+                    f"arm {arm.name!r}: version {arm.version} reads feature set {found}, the "
+                    f"stable version {current.stable} reads {own}"
+                )
+        return release
+
+    return _take(settings, step, reason, None)
+
+
+def stop_experiment(settings: Settings, name: str, reason: str) -> Release:
+    """
+    A new release without the experiment.
+
+    Raises:
+        Refused: none of that name runs.
+    """
+
+    def step(current: Release | None, why: Why) -> Release:
+        if current is None:
+            raise Refused(f"{settings.model_name} has no release yet")
+        return experiment_stopped(current, name, why)
+
+    return _take(settings, step, reason, None)
+
+
 def _take(
     settings: Settings,
     step: Callable[[Release | None, Why], Release],
     reason: str,
-    to_state: str,
+    to_state: str | None,
 ) -> Release:
+    """`to_state` None: the state of the campaign stays what it is."""
     key = load_key(settings.keys_dir)
     topics = _Topics(settings)
     current, last = topics.read()
@@ -117,8 +165,8 @@ def _take(
         last,
         Step(
             model_name=release.model_name,
-            from_state=last.to_state if last else START,
-            to_state=to_state,
+            from_state=(state := last.to_state if last else START),
+            to_state=state if to_state is None else to_state,
             version=release.stable,
             generation=release.generation,
             at=now_ms,
@@ -207,5 +255,6 @@ def _roles(release: Release | None, version: int) -> list[str]:
         "previous": release.previous,
         f"canary {release.canary_share / 100:g} %": release.canary,
         "shadow": release.shadow,
+        **{f"{e.name}: {a.name}": a.version for e in release.experiments for a in e.arms},
     }
     return [role for role, holder in roles.items() if holder == version]

@@ -217,6 +217,7 @@ class FolderRegistry:
         Raises:
             Refused: there is no such version, or its manifest does not parse.
         """
+        self._check_there(name, version)
         path = self.path(name, version) / MANIFEST
         return _parsed(path, _read(path))
 
@@ -226,6 +227,11 @@ class FolderRegistry:
         _write(folder / str(version), (reason or "no reason given").encode())
         _sync_folder(folder)
 
+    def _check_there(self, name: str, version: int) -> None:
+        if not self.path(name, version).is_dir():
+            known = ", ".join(str(one.version) for one in self.versions(name)) or "none"
+            raise Refused(f"version {version} of {name} is not in the registry; there: {known}")
+
     def _quarantined(self, name: str, version: int) -> str:
         path = self._root / name / ".quarantine" / str(version)
         return path.read_text() if path.is_file() else ""
@@ -233,6 +239,7 @@ class FolderRegistry:
     def _verified_manifest(
         self, name: str, version: int, keys: Keyring
     ) -> tuple[ModelManifest, bytes]:
+        self._check_there(name, version)
         path = self.path(name, version) / MANIFEST
         if reason := self._quarantined(name, version):
             raise Refused(f"{path.parent} is quarantined: {reason}")

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from inference.experiments import problem_of
 from inference.signature import Keyring, SigningKey, canonical
 from schemas.errors import Refused
-from schemas.events import Measure, Release, ReleaseTransition
+from schemas.events import Experiment, Measure, Release, ReleaseTransition
 
 KIND = "release"
 ALL_USERS = 10_000  # basis points
@@ -36,7 +37,7 @@ def first(model_name: str, version: int, why: Why, *, profile: str = "production
 
 def promote(release: Release, version: int, why: Why) -> Release:
     """
-    Serve `version` to everybody; what was stable is kept for a rollback.
+    Serve `version` to everybody; what was stable is kept for a rollback. Experiments end.
 
     >>> one = first("m", 1, Why(at_ms=0, reason="first"))
     >>> two = promote(one, 2, Why(at_ms=1, reason="better"))
@@ -55,6 +56,7 @@ def promote(release: Release, version: int, why: Why) -> Release:
         canary_share=0,
         shadow=0 if release.shadow == version else release.shadow,
         rollout_id="",
+        experiments=(),
     )
 
 
@@ -62,13 +64,14 @@ def rollback(release: Release, why: Why) -> Release:
     """
     Take the newest step back: the canary if there is one, else stable for previous.
 
-    What is rolled back is not kept as previous: a second rollback must not bring it back.
+    What is rolled back is not kept as previous: a second rollback must not bring it back. With
+    the stable version go the experiments, which were compared with it.
     """
     if release.canary:
         return _next(release, why, canary=0, canary_share=0, rollout_id="")
     if not release.previous:
         raise Refused(f"{release.model_name}: there is no previous version to roll back to")
-    return _next(release, why, stable=release.previous, previous=0, shadow=0)
+    return _next(release, why, stable=release.previous, previous=0, shadow=0, experiments=())
 
 
 def start_canary(
@@ -107,6 +110,35 @@ def shadow(release: Release, version: int, why: Why) -> Release:
     if version and version in (release.stable, release.canary):
         raise Refused(f"{release.model_name}: version {version} serves already")
     return _next(release, why, shadow=version)
+
+
+def start_experiment(release: Release, experiment: Experiment, why: Why) -> Release:
+    """
+    Compare versions on users who are in no canary and in no earlier experiment.
+
+    Raises:
+        Refused: what it says makes no sense, or one of that name runs.
+    """
+    if problem := problem_of(experiment):
+        raise Refused(f"experiment {experiment.name!r}: {problem}")
+    if any(one.name == experiment.name for one in release.experiments):
+        raise Refused(f"experiment {experiment.name!r} runs already")
+    begun = replace(experiment, started_at=why.at_ms)
+    return _next(release, why, experiments=(*release.experiments, begun))
+
+
+def stop_experiment(release: Release, name: str, why: Why) -> Release:
+    """
+    End one experiment.
+
+    Raises:
+        Refused: none of that name runs.
+    """
+    left = tuple(one for one in release.experiments if one.name != name)
+    if len(left) == len(release.experiments):
+        running = ", ".join(one.name for one in release.experiments) or "none"
+        raise Refused(f"no experiment {name!r} runs; running: {running}")
+    return _next(release, why, experiments=left)
 
 
 def signed(release: Release, key: SigningKey) -> Release:
@@ -196,7 +228,7 @@ def verify_chain(transitions: Iterable[ReleaseTransition]) -> ReleaseTransition 
     return last
 
 
-def _next(release: Release, why: Why, **changed: int | str) -> Release:
+def _next(release: Release, why: Why, **changed: int | str | tuple[Experiment, ...]) -> Release:
     return replace(
         release,
         generation=release.generation + 1,
@@ -204,7 +236,7 @@ def _next(release: Release, why: Why, **changed: int | str) -> Release:
         reason=why.reason,
         key_id="",
         signature=b"",
-        **changed,  # type: ignore[arg-type]  # int and str fields of Release, by name
+        **changed,  # type: ignore[arg-type]  # fields of Release, by name
     )
 
 
@@ -226,6 +258,8 @@ def _fields(step: Step) -> dict[str, Any]:
 def _signed_bytes(release: Release) -> bytes:
     described = asdict(release)
     del described["signature"]
+    if not described["experiments"]:  # a field that came later: without it, the bytes of before
+        del described["experiments"]
     return canonical(described)
 
 

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 import structlog
 
+from inference.experiments import compared
 from inference.live import Deployment, Live
 from inference.model import Model
 from inference.release import accepted
@@ -68,8 +69,9 @@ def actions(
     """
     What to do next, in order; loads come last, since they take seconds.
 
-    A release serves when its stable version is in memory and its canary and shadow are there or
-    have failed. Until then what serves goes on. `previous` stays in memory for a rollback.
+    A release serves when its stable version is in memory and its canary, its shadow and those of
+    its experiments are there or have failed. Until then what serves goes on. `previous` stays in
+    memory for a rollback.
 
     >>> new = Release(model_name="m", generation=2, stable=2, previous=1)
     >>> old = Serving(versions=frozenset({1}))
@@ -81,7 +83,8 @@ def actions(
     wanted = [v for v in dict.fromkeys(_needed(release)) if v]
     done: list[Action] = []
     have = frozenset(v for v in wanted if v in resident)
-    settled = all(v in resident or v in failed for v in (release.canary, release.shadow) if v)
+    others = (release.canary, release.shadow, *compared(release))
+    settled = all(v in resident or v in failed for v in others if v)
     first = serving.release is None  # serve at once: the others join later
     swap = (
         release.stable in resident
@@ -97,7 +100,10 @@ def actions(
 
 
 def _needed(release: Release) -> tuple[int, ...]:
-    return (release.stable, release.canary, release.shadow, release.previous)
+    return (
+        *(release.stable, release.canary, release.shadow),
+        *(*compared(release), release.previous),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from inference.live import Deployment, Live
 from inference.lookup import Found, RowLookup
 from inference.observed import observe
 from inference.requests import Asked, Bad, Limits, problem
-from inference.rollout import ARMS, arms
+from inference.routing import routes, served_by
 from inference.scorer import Assembled, Pick, ScorePolicy, Scorer
 from ingest.clock import Clock
 from ingest.metrics import Metrics
@@ -314,26 +314,10 @@ class Service:
         release, models = deployment.release, deployment.models
         served: dict[int, Served] = {}
         late = self._late.among(batch.asked)
-        if release is not None:
-            users = hash_ids([one.request.user_id for one in batch.asked])
-            arm_of = arms(release, users)
-            arm_of[late] = ARMS.index(Arm.NONE)
-            canary = models.get(release.canary)
-            if canary is None:  # not loaded (yet): its users stay with the stable version
-                arm_of[arm_of == ARMS.index(Arm.CANARY)] = ARMS.index(Arm.STABLE)
-            for arm, version in ((Arm.STABLE, release.stable), (Arm.CANARY, release.canary)):
-                index = np.flatnonzero(arm_of == ARMS.index(arm))
-                model = models.get(version)
-                if model is None or not len(index):
-                    continue
-                self._metrics.observe("serve.batch_rows", len(index))
-                picks = self._scorer.picks(model, batch, index)
-                if len(picks) < len(index):
-                    self._metrics.count("serve.model_faults", version=str(version))
-                served |= {
-                    i: Served(pick=pick, ref=model.ref, arm=arm, rollout_id=release.rollout_id)
-                    for i, pick in picks.items()
-                }
+        users = hash_ids([one.request.user_id for one in batch.asked])
+        for route in routes(deployment, users, late):
+            rollout_id = release.rollout_id if release else ""
+            served |= served_by(route, batch, rollout_id, self._scorer, self._metrics)
         reason = MODEL_FAULT if served or (release and release.stable in models) else NO_MODEL
         shadows = {} if late.all() else shadowed(self._scorer, batch, deployment, self._clock)
         reasons = [DEADLINE if one else reason for one in late.tolist()]

@@ -75,6 +75,7 @@ MetricName = Literal[
     "serve.answers",
     "serve.batch_rows",
     "serve.batches",
+    "serve.experiment_requests",
     "serve.expired_in_queue",
     "serve.fallbacks",
     "serve.index_items",
@@ -160,6 +161,9 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     ),
     "serve.batches": MetricSpec(
         "counter", "batches handed on to be scored, by why they were", ("cause",)
+    ),
+    "serve.experiment_requests": MetricSpec(
+        "counter", "requests in an experiment's arm", ("experiment", "arm")
     ),
     "serve.expired_in_queue": MetricSpec(
         "counter", "requests that were read in time, and not scored in time"

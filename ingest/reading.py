@@ -22,6 +22,21 @@ def until_end(log: Log, source: Source, topics: Iterable[str]) -> Iterator[Recor
     yield from _between(source, starts, ends, math.inf)
 
 
+def partition_until_end(
+    log: Log, source: Source, topic: str, partition: int, timeout_s: float = 10.0
+) -> Iterator[RecordBatch]:
+    """
+    Every batch of one partition from its first offset to its present end.
+
+    Raises:
+        BrokerUnavailable: the end was not reached in time.
+    """
+    first, end = log.bounds(topic)[partition]
+    if end > first:
+        place = TopicPartition(topic, partition)
+        yield from _between(source, {place: first}, {place: end}, timeout_s)
+
+
 def tail(
     log: Log,
     source: Source,

@@ -256,6 +256,26 @@ class RetrainTrigger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentArm:
+    """What some of an experiment's users get."""
+
+    name: str
+    version: int
+    weight: int = 1  # its part of the experiment's users, in proportion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """Versions compared on users: each user gets one arm's, or both in one list."""
+
+    name: str  # salts the choice of users
+    arms: tuple[ExperimentArm, ...]  # the first is what the others are compared with
+    share: int = 10_000  # basis points of users, 0..10000
+    interleaved: bool = False  # two arms, drafted into one list
+    started_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """What serves. Key: model name. 0 means no such version. Signed; generation only grows."""
 
@@ -267,6 +287,7 @@ class Release:
     canary_share: int = 0  # basis points of users, 0..10000
     shadow: int = 0
     rollout_id: str = ""
+    experiments: tuple[Experiment, ...] = ()
     profile: str = "production"
     issued_at: int = 0
     reason: str = ""

@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 FOLLOW_S = 1.0  # how soon a new item can be found
 _PART = 512  # items in one call of the tower: a size that models are warmed for
 _REST = 10  # times what following took, before the next look: a tenth of a thread at most
+_NEAR = 2**13 - 1  # bits of a place
 _RECENT = 512  # queries that the index is tuned on
 
 
@@ -291,11 +292,15 @@ def without(
     keep = at >= 0
     row, column = np.nonzero(left_out >= 0)
     if len(row):
+        # Most are in nobody's way, which a look at a few bits of the place tells.
+        near = np.zeros((len(at), _NEAR + 1), np.bool_)
+        near[row, left_out[row, column] & _NEAR] = True
+        doubtful = np.nonzero(keep & near[np.arange(len(at))[:, None], at & _NEAR])
         span = np.int64(max(at.max(initial=0), left_out.max(initial=0)) + 1)
         out = np.sort(row * span + left_out[row, column])
-        keys = np.arange(len(at))[:, None] * span + at
+        keys = doubtful[0] * span + at[doubtful]
         place = np.minimum(np.searchsorted(out, keys), len(out) - 1)
-        keep &= out[place] != keys
+        keep[doubtful] = out[place] != keys
     rank = np.cumsum(keep, axis=1) - 1
     row, column = np.nonzero(keep & (rank < k))
     found = np.full((len(at), k), -1, np.int64)

@@ -21,7 +21,7 @@ EXACT_BELOW: Final = 16_384  # vectors that are compared as fast as a user tower
 RECALL_AT: Final = 50
 # Of measured recall; .99 is promised, and the queries it is measured on are a sample.
 RECALL_AIM: Final = 0.995
-_LISTS = 2.0  # times the root of the number of vectors
+_LISTS = 4.0  # times the root of the number of vectors
 _TRAIN_PER_LIST = 64
 _TRAIN_ROUNDS = 8
 _TAIL_SHARE = 0.05  # of the inverted file: then it is made anew

@@ -41,6 +41,7 @@ WIDTH = 64
 PER_CENTRE, SPREAD, NEAR = 250, 0.7, 0.05
 LIMIT_S = 4.0
 ASKED = 512  # queries that the recall is measured on; the index was tuned on others
+ALONE = 200  # calls
 VOCABULARY = 3_400  # of the network, whose tower is timed
 
 
@@ -95,9 +96,34 @@ def run(world: World) -> Iterator[Figure]:
     os.environ.setdefault(*QUIET)  # noqa: TID251 - TensorFlow reads it when it is imported
     with TemporaryDirectory(dir=world.directory) as folder:
         real = _real(Path(folder) / "1")
+        yield _alone(real)
         for size, aim in AIMS.items():
             yield from _sized(real, size, aim)
         real.close()
+
+
+def _alone(real: ServedModel) -> Figure:
+    """One user's request: the towers and the index, and the graph with its inputs by name."""
+    from inference.towers import TowerModel
+
+    names = [f"i{at}" for at in range(VOCABULARY)]
+    table = ItemTable(CATALOG.fingerprint)
+    table.put_items([Item(item_id=name, title=name) for name in names])
+    users, seen = some_users(hash_ids(names), 1)
+    towers = TowerModel(real, CATALOG, table, users, MemoryMetrics(), threads=1)
+    towers.catch_up()
+    ways = (lambda: towers.retrieve(users, seen, AT), lambda: real.retrieve(users, seen, AT))
+    taken_ms = []
+    for way in ways:
+        way()
+        taken_ms.append(1000 * float(np.median([seconds(way) for _ in range(ALONE)])))
+    return figure(
+        f"a lone request for the best {AT} of {VOCABULARY:,}, packed inputs and an index",
+        taken_ms[0],
+        "ms",
+        smaller_is_better=True,
+        peer=("inputs by name, retrieval in the graph", taken_ms[1]),
+    )
 
 
 def _sized(real: ServedModel, size: int, aim: float) -> Iterator[Figure]:

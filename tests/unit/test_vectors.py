@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference import vectors
+from inference.towers import without
 from inference.vectors import RECALL_AIM, RECALL_AT, VectorIndex, no_vectors
 
 WIDTH = 16
@@ -119,3 +120,25 @@ def test_queries_like_nothing_in_the_catalogue_are_compared_with_everything():
     tuned = index.tuned(matrix[:50])
     assert tuned.recall >= RECALL_AIM
     assert tuned.size == index.size
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    found=st.lists(st.permutations(range(0, 90_000, 9_000)), min_size=1, max_size=4),
+    left_out=st.lists(st.lists(st.integers(-1, 90_000), max_size=6), min_size=4, max_size=4),
+    k=st.integers(1, 10),
+    same_bits=st.booleans(),
+)
+def test_what_a_request_leaves_out_is_not_in_its_list(found, left_out, k, same_bits):
+    at = np.array(found)
+    scores = np.tile(np.linspace(1, 0, at.shape[1], dtype=np.float32), (len(at), 1))
+    out = np.full((len(at), 8), -1)
+    for row, places in enumerate(left_out[: len(at)]):
+        out[row, : len(places)] = places
+        out[row, 6] = at[row, 3]
+        out[row, 7] = at[row, 2] + 2**13 if same_bits else -1  # another place, the same last bits
+    best, best_scores = without(at, scores, out, k)
+    for row in range(len(at)):
+        left = [place for place in at[row].tolist() if place not in out[row].tolist()][:k]
+        assert best[row].tolist() == left + [-1] * (k - len(left))
+        assert np.isneginf(best_scores[row, len(left) :]).all()

@@ -9,13 +9,18 @@ model that will be asked. The one importer of `faiss`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+# Read when the library is loaded: its threads would spin after each search, on processors that
+# TensorFlow's need next.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # noqa: TID251
+import faiss
 
 EXACT_BELOW: Final = 16_384  # vectors that are compared as fast as a user tower makes queries
 RECALL_AT: Final = 50

@@ -178,7 +178,7 @@ def _real(folder: Path) -> ServedModel:
         folder, hash_ids([f"i{at}" for at in range(VOCABULARY)]), policy=NetworkPolicy()
     )
     ref = ModelRef(name="bench", version=1, fingerprint=CATALOG.fingerprint)
-    return SavedModel(folder, ref, CATALOG, batch_sizes=(BATCH,))
+    return SavedModel(folder, ref, CATALOG, batch_sizes=(1, BATCH))
 
 
 def _vectors(size: int) -> NDArray[np.float32]:

@@ -139,7 +139,8 @@ def _sized(real: ServedModel, size: int, aim: float) -> Iterator[Figure]:
     users, _ = some_users(hashes, BATCH)
     before = psutil.Process().memory_info().rss
     start_s = CLOCK.monotonic_s()
-    towers = TowerModel(model, CATALOG, table, users, MemoryMetrics())
+    processors = len(os.sched_getaffinity(0))
+    towers = TowerModel(model, CATALOG, table, users, MemoryMetrics(), threads=processors)
     towers.catch_up()
     made_s = CLOCK.monotonic_s() - start_s
     grown = psutil.Process().memory_info().rss - before

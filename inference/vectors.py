@@ -32,6 +32,7 @@ _LISTS = 0.7
 _TRAIN_PER_LIST = 39  # below, the library warns
 _TRAIN_ROUNDS = 5
 _TAIL_SHARE = 0.05  # of the inverted file: then it is made anew
+_FINE = 20  # the number of lists to probe is found to a twentieth
 _SEED = 1
 
 Matrix = NDArray[np.float32]
@@ -224,15 +225,22 @@ def _best(parts: list[Nearest], rows: int, k: int) -> Nearest:
 def _probes(index: Any, queries: Matrix) -> tuple[int, float]:
     """The least number of lists to probe that reaches the aim, and the recall it has."""
     k = min(RECALL_AT, index.ntotal)
-    every = index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=index.nlist))[1]
-    probes = 1
-    while probes < index.nlist:
-        some = index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=probes))[1]
-        recall = _recall(every, some)
-        if recall >= RECALL_AIM:
-            return probes, recall
-        probes = max(probes + 1, int(1.4 * probes))
-    return int(index.nlist), 1.0
+
+    def found(probes: int) -> Places:
+        how = faiss.SearchParametersIVF(nprobe=probes)
+        return np.asarray(index.search(queries, k, params=how)[1])
+
+    every = found(index.nlist)
+    few, enough, recall = 0, index.nlist, 1.0  # the most that miss the aim, the least that do not
+    tried = 1
+    while enough - few > max(1, few // _FINE):
+        reached = _recall(every, found(tried))
+        if reached >= RECALL_AIM:
+            enough, recall = tried, reached
+        else:
+            few = tried
+        tried = min(2 * few, (few + enough) // 2) if few else (few + enough) // 2
+    return enough, recall
 
 
 def _recall(every: Places, some: Places) -> float:

@@ -9,34 +9,35 @@ Importing this imports TensorFlow, whose messages these services exchange; impor
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import grpc
-import tensorflow as tf
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_pb2,
     model_service_pb2,
     predict_pb2,
     prediction_service_pb2,
 )
 
-from features.declare import Array
 from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
 from inference.auth import Scope
 from inference.listen import GrpcOptions
-from inference.tensors import Signature, TensorSpec
+from inference.protos import (
+    DEFAULT_SIGNATURE,
+    SIGNATURE_DEF,
+    arrays,
+    model_spec,
+    signature_map,
+    tensor,
+)
 from ingest.trace_context import TRACERESPONSE, carried
 from schemas.errors import Misconfigured, Reason, Rejected
 
@@ -49,9 +50,6 @@ class _Method(NamedTuple):
     name: str
 
 
-SIGNATURE_DEF: Final = "signature_def"
-DEFAULT_SIGNATURE: Final = "serving_default"
-PREDICT_METHOD: Final = "tensorflow/serving/predict"
 MAX_MESSAGE: Final = 2_000  # characters of an error: it travels in a header
 LOOK_S: Final = 0.5  # how often health looks whether a model serves
 _PREDICTION: Final = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
@@ -59,7 +57,6 @@ _MODEL: Final = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _PREDICT: Final = _Method("predict", _PREDICTION.full_name, "Predict")
 _METADATA: Final = _Method("metadata", _PREDICTION.full_name, "GetModelMetadata")
 _STATUS: Final = _Method("status", _MODEL.full_name, "GetModelStatus")
-_TYPES: Final = {tf.int64.as_datatype_enum, tf.int32.as_datatype_enum, tf.float32.as_datatype_enum}
 
 
 class GrpcServer:
@@ -191,15 +188,15 @@ class GrpcServer:
         signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
         choice = _choice(request.model_spec)
         self._api.model(choice)  # an unknown model is told before its tensors are looked at
-        inputs = _arrays(request.inputs, self._options.max_values)
+        inputs = arrays(request.inputs, self._options.max_values)
         found = await self._api.predict(choice, signature, inputs, call.trace)
         wanted = list(request.output_filter) or list(found.outputs)
         if unknown := sorted(set(wanted) - set(found.outputs)):
             detail = f"output_filter: no output {unknown[0]!r}, there are {sorted(found.outputs)}"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
         return predict_pb2.PredictResponse(
-            model_spec=_spec(choice.name, found.version, signature),
-            outputs={name: tf.make_tensor_proto(found.outputs[name]) for name in wanted},
+            model_spec=model_spec(choice.name, found.version, signature),
+            outputs={name: tensor(found.outputs[name]) for name in wanted},
         )
 
     async def _metadata(self, request: Any, _: Call) -> Any:
@@ -208,13 +205,10 @@ class GrpcServer:
             detail = f"metadata_field is {fields[:5]}, expected [{SIGNATURE_DEF!r}]"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
         found = self._api.metadata(_choice(request.model_spec))
-        signatures = {name: _signature_def(one) for name, one in found.signatures.items()}
         reply = get_model_metadata_pb2.GetModelMetadataResponse(
-            model_spec=_spec(found.name, found.version, "")
+            model_spec=model_spec(found.name, found.version, "")
         )
-        reply.metadata[SIGNATURE_DEF].Pack(
-            get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
-        )
+        reply.metadata[SIGNATURE_DEF].Pack(signature_map(found.signatures))
         return reply
 
     async def _status(self, request: Any, _: Call) -> Any:
@@ -269,69 +263,6 @@ def _choice(spec: Any) -> ModelChoice:
         name=spec.name,
         version=spec.version.value if chosen == "version" else None,
         label=spec.version_label if chosen == "version_label" else None,
-    )
-
-
-def _spec(name: str, version: int, signature: str) -> Any:
-    return model_pb2.ModelSpec(name=name, version={"value": version}, signature_name=signature)
-
-
-def _arrays(inputs: Mapping[str, Any], max_values: int) -> dict[str, Array]:
-    """
-    The tensors as arrays. A message of a few bytes can claim any shape: it is checked first.
-
-    Raises:
-        Rejected: a tensor is malformed, of another type than we serve, or too large.
-    """
-    left = max_values
-    found = {}
-    for name, proto in inputs.items():
-        sizes = [dim.size for dim in proto.tensor_shape.dim]
-        if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-            detail = f"input {name[:100]!r} has no full shape: {sizes[:8]}"
-            raise Rejected(Reason.OUT_OF_RANGE, detail)
-        left -= math.prod(sizes)
-        if left < 0:
-            raise Rejected(Reason.TOO_LARGE, f"more than {max_values} values in all tensors")
-        found[name] = _array(name, proto)
-    return found
-
-
-def _array(name: str, proto: tensor_pb2.TensorProto) -> Array:
-    if proto.dtype not in _TYPES:
-        detail = f"input {name[:100]!r} is {_type_name(proto.dtype)}, not int64, int32 or float32"
-        raise Rejected(Reason.OUT_OF_RANGE, detail)
-    try:
-        array: Array = tf.make_ndarray(proto)
-    except (ValueError, TypeError, IndexError) as error:
-        detail = f"input {name[:100]!r} is a malformed tensor: {error!s:.200}"
-        raise Rejected(Reason.UNDECODABLE, detail) from error
-    return array
-
-
-def _type_name(number: int) -> str:
-    try:
-        return str(tf.as_dtype(number).name)
-    except TypeError:
-        return f"of the unknown type {number}"
-
-
-def _signature_def(signature: Signature) -> Any:
-    return meta_graph_pb2.SignatureDef(
-        inputs={name: _tensor_info(spec) for name, spec in signature.inputs.items()},
-        outputs={name: _tensor_info(spec) for name, spec in signature.outputs.items()},
-        method_name=PREDICT_METHOD,
-    )
-
-
-def _tensor_info(spec: TensorSpec) -> Any:
-    dims = [
-        tensor_shape_pb2.TensorShapeProto.Dim(size=-1 if size is None else size)
-        for size in spec.shape
-    ]
-    return meta_graph_pb2.TensorInfo(
-        dtype=tf.as_dtype(spec.dtype).as_datatype_enum,
-        tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims),
     )
 
 

@@ -86,6 +86,8 @@ MetricName = Literal[
     "serve.model_version",
     "serve.padded_rows",
     "serve.queue_age_s",
+    "serve.remote_calls",
+    "serve.remote_retries",
     "serve.requests",
     "serve.row_age_s",
     "serve.rows_missing",
@@ -187,6 +189,12 @@ METRICS: Final[Mapping[MetricName, MetricSpec]] = {
     "serve.padded_rows": MetricSpec("counter", "rows that models computed for nobody"),
     "serve.queue_age_s": MetricSpec(
         "histogram", "how long the first request of a batch was on the log when it was handed on"
+    ),
+    "serve.remote_calls": MetricSpec(
+        "counter", "tries of calls to the remote model server, by gRPC status", ("status",)
+    ),
+    "serve.remote_retries": MetricSpec(
+        "counter", "calls made again because the remote model server was not there"
     ),
     "serve.requests": MetricSpec("counter", "requests answered", ("status",)),
     "serve.row_age_s": MetricSpec(

@@ -20,6 +20,14 @@ from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
+from inference.expected import (
+    Inputs,
+    expected_inputs,
+    input_specs,
+    inputs_of,
+    packed_specs,
+    signature_problems,
+)
 from inference.samples import (
     GOLDEN,
     ITEM,
@@ -33,12 +41,8 @@ from inference.samples import (
     Call,
     write_calls,
 )
-from inference.savedmodel import (
-    expected_inputs,
-    input_specs,
-    packed_specs,
-    signature_problems,
-)
+from inference.savedmodel import signatures_of
+from inference.tensors import TensorSpec
 from retrain.network import Network, PackedInputs
 from retrain.report import Integrity
 from retrain.roles import roles_of
@@ -76,7 +80,7 @@ class _Served:
             RETRIEVE: _traced(self._retrieve, specs[RETRIEVE]),
             RANK: _traced(self._rank, specs[RANK]),
             QUERY: _traced(self._query, packed_specs(features)),
-            ITEMS: _traced(self._items, own | {ITEM: tf.TensorSpec([None], tf.int64)}),
+            ITEMS: _traced(self._items, own | {ITEM: TensorSpec(dtype="int64", shape=(None,))}),
         }
 
     def save(self, folder: Path) -> None:
@@ -147,7 +151,7 @@ def export(network: Network, features: FeatureSet, sample: Sample, folder: Path)
     write_calls(folder / WARMUP, warm)
     write_calls(folder / GOLDEN, [_answered(served, call) for call in golden])
     loaded = tf.saved_model.load(str(folder)).signatures
-    found = {name: call.structured_input_signature[1] for name, call in loaded.items()}
+    found = inputs_of(signatures_of(loaded, features))
     return Integrity(
         finite=all(bool(np.isfinite(w).all()) for w in network.get_weights()),
         parity=parity(network, loaded, sample, features),
@@ -186,7 +190,7 @@ def size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _traced(function: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
+def _traced(function: Any, specs: Inputs) -> Any:
     named_specs = {n: tf.TensorSpec(s.shape, s.dtype, name=n) for n, s in specs.items()}
     return tf.function(function, autograph=False).get_concrete_function(**named_specs)
 

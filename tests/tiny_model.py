@@ -9,8 +9,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from features.declare import FeatureSet, Level
+from inference.expected import Inputs, expected_inputs
 from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, Call, write_calls
-from inference.savedmodel import expected_inputs
 
 
 class TinyModel(tf.Module):
@@ -55,8 +55,8 @@ def export(
     """Write the model with its warm-up set and golden calls."""
     model = TinyModel(items, features, nan=nan)
     specs = expected_inputs(features)
-    retrieve = tf.function(model.retrieve).get_concrete_function(**specs[RETRIEVE])
-    rank = tf.function(model.rank).get_concrete_function(**specs[RANK])
+    retrieve = tf.function(model.retrieve).get_concrete_function(**_tf(specs[RETRIEVE]))
+    rank = tf.function(model.rank).get_concrete_function(**_tf(specs[RANK]))
     tf.saved_model.save(model, str(folder), signatures={RETRIEVE: retrieve, RANK: rank})
     samples = [
         (RETRIEVE, {"k": np.int32(3)}),
@@ -78,16 +78,16 @@ def export(
     write_calls(folder / GOLDEN, golden)
 
 
-def _sample(specs: dict[str, tf.TensorSpec], features: FeatureSet) -> dict:
+def _sample(specs: Inputs, features: FeatureSet) -> dict:
     """Two rows of ones; item features get two candidates a row."""
     per_item = {f.name for f in features.of(Level.ITEM)}
     return {
         name: np.ones(
             [
                 (4 if name in per_item and axis == 0 else 2) if size is None else size
-                for axis, size in enumerate(spec.shape.as_list())
+                for axis, size in enumerate(spec.shape)
             ],
-            spec.dtype.as_numpy_dtype,
+            spec.dtype,
         )
         for name, spec in specs.items()
     }
@@ -95,3 +95,7 @@ def _sample(specs: dict[str, tf.TensorSpec], features: FeatureSet) -> dict:
 
 def _tensors(arrays: dict) -> dict[str, tf.Tensor]:
     return {name: tf.convert_to_tensor(array) for name, array in arrays.items()}
+
+
+def _tf(specs: Inputs) -> dict[str, tf.TensorSpec]:
+    return {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in specs.items()}

@@ -113,7 +113,7 @@ def test_a_signature_that_does_not_fit_is_explained(folder):
     with pytest.raises(Refused) as refused:
         load(folder, other, replace(REF, fingerprint=other.fingerprint))
     message = str(refused.value)
-    assert "input 'history' is int64 [None, 5], expected int64 [None, 9]" in message
+    assert "input 'history' is int64 [-1, 5], expected int64 [-1, 9]" in message
     assert "serving_default: input 'surface' is missing" in message
     assert "rank: input 'item_categories' is no feature" in message
 

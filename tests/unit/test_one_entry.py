@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -123,17 +122,17 @@ def test_it_is_in_the_bytes_of_examples(new: Feature, grown: FeatureSet, tmp_pat
 @pytest.mark.tf
 def test_it_is_parsed_and_a_model_is_asked_to_take_it(new: Feature, grown: FeatureSet) -> None:
     from features.tfrecord import parse_spec, parsed
+    from inference.expected import expected_inputs, signature_problems
     from inference.samples import RANK, RETRIEVE
-    from inference.savedmodel import expected_inputs, signature_problems
 
     assert parse_spec(grown)[new.name].dtype == new.dtype
     read = parsed(encode(example(grown), grown), grown)
     assert read[new.name].reshape(-1).tolist() == VALUES[new.level]
-    inputs: dict[str, dict[str, Any]] = expected_inputs(grown)
-    shape = [None] if new.length == 1 else [None, new.length]
+    inputs = expected_inputs(grown)
+    shape = (None,) if new.length == 1 else (None, new.length)
     for signature in (RANK, RETRIEVE) if new.level is Level.USER else (RANK,):
         spec = inputs[signature][new.name]
-        assert (spec.dtype, spec.shape.as_list()) == (new.dtype, shape)
+        assert (spec.dtype, spec.shape) == (new.dtype, shape)
     problems = signature_problems(expected_inputs(CATALOG), grown)
     assert f"rank: input {new.name!r} is missing" in problems
 

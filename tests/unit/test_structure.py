@@ -26,6 +26,8 @@ MAY_LOAD_HEAVY = {
     "features.tfrecord",
     *(
         "inference.grpc",
+        "inference.protos",
+        "inference.remote",
         "inference.savedmodel",
         "retrain.network",
         "retrain.train",

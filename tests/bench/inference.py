@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.bench import batching, delivery, plots, retrieval
+from tests.bench import batching, delivery, plots, retrieval, swapping
 from tests.bench.harness import Part, measured, print_table, write
 from tests.bench.measure import machine
 from tests.bench.world import Sizes, World, world
@@ -22,6 +22,7 @@ PARTS: tuple[Part[World], ...] = (
     Part(name="delivery", run=delivery.run),
     Part(name="batcher", run=batching.run),
     Part(name="retrieval", run=retrieval.run),
+    Part(name="swap", run=swapping.run),
 )
 
 

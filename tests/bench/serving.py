@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import confluent_kafka as ck
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from features import rows
@@ -126,6 +127,20 @@ class _Answer:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Took:
+    """One request, its times on the clock of `CLOCK.monotonic_s`."""
+
+    sent_s: float
+    received_s: float
+    version: int  # of the model that answered
+    reason: str | None  # why no model did
+
+    @property
+    def latency_s(self) -> float:
+        return self.received_s - self.sent_s
+
+
 class Client:
     """Sends requests and reads answers, in one thread."""
 
@@ -161,6 +176,10 @@ class Client:
 
     def paced(self, per_s: float, for_s: float) -> list[float]:
         """Seconds from sending to reading the answer, at a steady rate whatever comes back."""
+        return [one.latency_s for one in self.steady(per_s, for_s)]
+
+    def steady(self, per_s: float, for_s: float) -> list[Took]:
+        """Requests at a steady rate whatever comes back, in the order in which they were sent."""
         made = self._made(int(per_s * for_s))
         answers: list[_Answer] = []
         start_s, sent = CLOCK.monotonic_s(), 0
@@ -172,9 +191,12 @@ class Client:
             self._producer.poll(0)
             self._take(answers, STEP_S)
         self._collect(answers, len(made))
-        ids = self._read(answers)
-        took = [(self._sent_s[i], a.received_s) for i, a in zip(ids, answers, strict=True)]
-        return [received_s - sent_s for sent_s, received_s in sorted(took)]
+        frame = self._read(answers)
+        rows = frame.select("request_id", "model_version", "fallback_reason").iter_rows()
+        return sorted(
+            Took(self._sent_s[request_id], answer.received_s, version, reason)
+            for (request_id, version, reason), answer in zip(rows, answers, strict=True)
+        )
 
     def told(self) -> dict[str, Any]:
         """How the answers ended, and their stages' mean time by their own account."""
@@ -222,9 +244,14 @@ class Client:
                 raise TooSlow(f"{len(answers)} of {count} answers after {ANSWERS_S:g} s")
             self._take(answers, 0.05)
 
-    def _read(self, answers: list[_Answer]) -> Sequence[str]:
-        """Request ids; counts how the requests ended. Every request has exactly one answer."""
-        columns = ("request_id", "status", "fallback_reason", "latency_us")
+    def _read(self, answers: list[_Answer]) -> pl.DataFrame:
+        """
+        The answers in order; counts how the requests ended.
+
+        Raises:
+            RuntimeError: not every request has exactly one answer.
+        """
+        columns = ("request_id", "model_version", "fallback_reason", "latency_us")
         frame = self._reader.read([a.value for a in answers], columns).frame
         ids: list[str] = frame["request_id"].to_list()
         if len(set(ids)) != len(answers) or not set(ids) <= self._sent_s.keys():
@@ -236,7 +263,7 @@ class Client:
         }
         stages = frame["latency_us"].struct.unnest()
         self._stages = {f"{n}_us": round(float(stages[n].mean() or 0)) for n in stages.columns}
-        return ids
+        return frame
 
 
 def _is_record(message: ck.Message) -> bool:
@@ -336,13 +363,17 @@ def _release(world: World, settings: Settings, staging: Path) -> None:
             for item, value in part
         ]
         world.produce(topics.item_updates, records)
+    operator.promote(settings, publish(settings, staging), "to be measured")
+
+
+def publish(settings: Settings, folder: Path) -> int:
+    """Put a SavedModel into the registry as a new version, which is given back."""
     key = ensure_key(settings.keys_dir)
     facts = ModelFacts(
         name=settings.model_name,
         fingerprint=CATALOG.fingerprint,
         profile=settings.profile,
-        created_at=now_ms,
+        created_at=CLOCK.now_ms(),
     )
     registry = FolderRegistry(settings.models_dir, profile=settings.profile)
-    version = registry.publish(staging, facts, key)
-    operator.promote(settings, version, "to be measured")
+    return registry.publish(folder, facts, key)

@@ -44,6 +44,7 @@ class Sizes:
     fresh_per_s: int = 5_000
     catalogue: int = 3_400
     passes: int = 3
+    swaps: int = 100
 
     def scaled(self, share: float) -> Sizes:
         """A quicker look. The figures of a small run are not those of a large one."""
@@ -52,6 +53,7 @@ class Sizes:
             events=max(20_000, int(self.events * share)),
             serve_requests=max(1_000, int(self.serve_requests * share)),
             paced_s=max(3.0, self.paced_s * share),
+            swaps=max(30, int(self.swaps * share)),
         )
 
 

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import redis
+
 from ingest.kafka import KafkaAdmin, KafkaLog, KafkaProducer, KafkaSource
 from ingest.log import Headers, Outgoing, TopicPartition
 from ingest.settings import Settings
@@ -19,6 +21,7 @@ from schemas.events import Item, Recommendation, RecommendationRequest
 from schemas.registry import RemoteRegistry
 
 PARTITIONS = 4
+DATABASE = 8  # of the shared store, for tests that serve
 ITEMS = [f"item-{i}" for i in range(60)]
 
 
@@ -169,11 +172,14 @@ class Server:
 
 
 def settings_for(kafka, valkey, registry, prefix: str, folder: Path) -> Settings:
-    """Settings of a place of its own."""
+    """Settings of a place of its own, with an empty store: rows of other topics are refused."""
+    redis_url = f"{valkey.url.rpartition('/')[0]}/{DATABASE}"
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
     return Settings(
         bootstrap_servers=kafka.bootstrap_servers,
         registry_url=registry.url,
-        redis_url=valkey.url,
+        redis_url=redis_url,
         topic_prefix=f"{prefix}-",
         models_dir=folder / "models",
         keys_dir=folder / "keys",

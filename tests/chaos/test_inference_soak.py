@@ -28,6 +28,7 @@ from ingest.log import TopicPartition
 from schemas.columns import ColumnReader
 from schemas.events import Recommendation
 from tests.serving_process import ITEMS, PARTITIONS, Place, Server, settings_for
+from tests.untrained import export_untrained
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.tf, pytest.mark.chaos]
 
@@ -98,10 +99,11 @@ class Load:
 
 
 def publish(place: Place, folder: Path) -> None:
-    """Three versions of the same small model: one more than are kept in memory."""
-    from tests.tiny_model import export
-
-    export(folder, CATALOG, hash_ids(ITEMS))
+    """
+    Three versions of the same small two-tower model: one more than are kept in memory, each with an
+    index of its own.
+    """
+    export_untrained(folder, hash_ids(ITEMS))
     facts = ModelFacts(
         name="recommender",
         fingerprint=CATALOG.fingerprint,

@@ -17,7 +17,7 @@ from features.hashing import hash_ids
 from inference.experiments import INTERLEAVED, assign
 from ingest.clock import SystemClock
 from schemas.codec import Codec
-from schemas.events import EventType, Experiment, ExperimentArm, UserEvent
+from schemas.events import EventType, Experiment, ExperimentArm, Item, UserEvent
 from tests.serving_process import ITEMS, Place, Server, settings_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.tf]
@@ -79,7 +79,7 @@ def choose(place: Place, clicks: list[tuple[str, str]]) -> None:
 def test_users_are_split_answers_say_so_and_the_report_finds_the_better_arm(
     place: Place, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    published(place, tmp_path / "1", ITEMS)
+    published(place, tmp_path / "1", ["banned", *ITEMS])
     published(place, tmp_path / "2", ITEMS[::-1])
     told(place, "release", "promote", "1")
     arms = ("--arm", "control=1", "--arm", "turned=2")
@@ -90,7 +90,15 @@ def test_users_are_split_answers_say_so_and_the_report_finds_the_better_arm(
     assert begun["generation"] == 2
     assert "turn" in told(place, "experiment", "list")
     (tmp_path / "logs").mkdir()
-    server = Server(place.settings, tmp_path / "logs")
+    banned = Item(item_id="banned", title="best of version 1", categories=("banned",))
+    items = Codec(place.registry, Item, place.topics.item_updates)
+    place.send(place.topics.item_updates, "banned", items.encode(banned))
+    place.flush()
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        '[[rule]]\nkind = "block"\nattribute = "category"\nvalues = ["banned"]\n', encoding="utf-8"
+    )
+    server = Server(place.settings, tmp_path / "logs", "0", "--rules", str(rules))
     try:
         eventually(server.ready, timeout_s=WAIT_S)
         # Both versions are there: the release has moved on from "stable alone".
@@ -119,6 +127,7 @@ def test_users_are_split_answers_say_so_and_the_report_finds_the_better_arm(
         )
         expected = assign(split, hash_ids(list(kept)))
         assert [split.arms[i].name for i in expected] == list(kept.values())
+        assert not any(item.item_id == "banned" for one in answers for item in one.items)
         newest = {one.user_id: one for one in answers}
         choose(
             place,

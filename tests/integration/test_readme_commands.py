@@ -20,16 +20,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
-GUIDE = [line for line in LINES if line.startswith("millstream ")]
 EXPORTS = dict(
     line.removeprefix("export ").split("=", 1) for line in LINES if line.startswith("export ")
-)
-INLINE = sorted(
-    {
-        line
-        for found in re.findall(r"`(millstream [a-z][^`]*)`", README)
-        if (line := " ".join(found.split())) not in GUIDE
-    }
 )
 # They work until they are stopped; the others end by themselves.
 LASTING = ("features run", "features join", "features archive", "serve", "monitor", "control")
@@ -38,6 +30,8 @@ LASTING_TOO = ("simulate",)
 ELSEWHERE = {
     "--flink": "integration/test_runners.py",
     "audit": "integration/test_audit.py",
+    "experiment": "integration/test_experiment.py",
+    "--rules": "integration/test_experiment.py",
     "features migrate": "chaos/test_migrate.py",
     "--http-port": "integration/test_serve_network.py",
     "--rows": "integration/test_backfill_rows.py",
@@ -45,6 +39,19 @@ ELSEWHERE = {
     "rebuild --user": "chaos/test_store_jobs.py",
     "ranklens": "integration/test_ingest_cli.py",
 }
+
+GUIDE = [
+    line
+    for line in LINES
+    if line.startswith("millstream ") and not any(part in line for part in ELSEWHERE)
+]
+INLINE = sorted(
+    {
+        line
+        for found in re.findall(r"`(millstream [a-z][^`]*)`", README)
+        if (line := " ".join(found.split())) not in GUIDE
+    }
+)
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.timeout(900)]
 
@@ -76,7 +83,8 @@ class Shell:
         )
         # With one version there is nothing to roll back to: a refusal, and no failure.
         expected = 3 if line.endswith("rollback") else 0
-        answered = words[0] != "request" or "OK, recommender version 1" in done.stdout
+        said = '"model_version": 1' if "--json" in words else "OK, recommender version 1"
+        answered = words[0] != "request" or said in done.stdout
         assert answered, f"{line}: not answered by the model\n{done.stdout[-2000:]}"
         assert done.returncode == expected, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 

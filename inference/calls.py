@@ -78,6 +78,7 @@ class CalledModel(ABC):
             )
         self._folder, self._ref, self._features, self._style = folder, ref, features, style
         self._signatures: Mapping[str, Signature] = {}
+        self._golden: list[Call] = []  # once read: the folder may be gone by then
 
     @abstractmethod
     def _run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -124,10 +125,10 @@ class CalledModel(ABC):
             Refused: there are none, or the outputs are not those of the trainer.
             ModelFault: the model failed.
         """
-        calls = read_calls(self._folder / GOLDEN)
-        if not calls:
+        self._golden = self._golden or read_calls(self._folder / GOLDEN)
+        if not self._golden:
             raise Refused(f"{self._folder / GOLDEN} holds no call")
-        for number, call in enumerate(calls):
+        for number, call in enumerate(self._golden):
             outputs = (run or self._ran)(call.signature, call.inputs)
             for name, expected in call.outputs.items():
                 if problem := _difference(expected, outputs.get(name), self._style.tolerance):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inference.backend import Runtime, chosen
 from inference.delivery import Delivery
 from inference.experiment_cli import experiment_app
 from ingest.settings import Settings
@@ -41,6 +42,17 @@ def serve(
     model_threads: Annotated[
         int, typer.Option(min=0, help="Threads of one model call; 0: half of the processors.")
     ] = 0,
+    backend: Annotated[
+        Runtime, typer.Option(help="What runs models: TensorFlow here, or a server elsewhere.")
+    ] = Runtime.SAVED_MODEL,
+    remote: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a TensorFlow Serving of the same models, over gRPC."),
+    ] = None,
+    remote_tls_roots: Annotated[
+        Path | None,
+        typer.Option(help="Whom to trust there, PEM; without it there is no TLS.", dir_okay=False),
+    ] = None,
     rules: Annotated[
         Path | None,
         typer.Option(help="TOML file of business rules for what is retrieved.", dir_okay=False),
@@ -106,6 +118,8 @@ def serve(
     Example: `millstream serve --max-batch 256 --objective-ms 25`
 
     Example: `millstream serve --http-port 8501 --grpc-port 8500`
+
+    Example: `millstream serve --backend remote --remote models.internal:8500`
     """
     from inference import exposure, server  # noqa: PLC0415 - keeps --help quick
     from inference.rules import read_rules  # noqa: PLC0415
@@ -118,6 +132,7 @@ def serve(
         instance=instance,
         delivery=delivery,
         rules=read_rules(rules) if rules else (),
+        backend=chosen(backend, remote, remote_tls_roots),
         exposure=exposure.Exposure(
             http_port=http_port,
             grpc_port=grpc_port,

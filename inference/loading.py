@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +15,8 @@ import structlog
 from features.assemble import UserFeatures
 from features.catalog import CATALOG, feature_set
 from features.declare import FeatureSet
+from inference.backend import Backend
+from inference.calls import CalledModel
 from inference.model import Model, ModelRef
 from inference.registry import ModelFacts, ModelRegistry, read_manifest
 from inference.samples import QUERY, USER_FLOATS, USER_LONGS, WARMUP, read_calls
@@ -33,7 +37,12 @@ class CallPolicy:
     """How models are called."""
 
     batch_sizes: tuple[int, ...]  # that they are warmed for
-    threads: int = 0  # of one call; 0: as many as TensorFlow likes
+    threads: int = 0  # of one call; 0: as many as the runtime likes
+    backend: Backend = field(default_factory=Backend)
+
+
+# A verified folder, which version it is, and the feature set that it was trained on.
+Opened = Callable[[Path, ModelRef, FeatureSet], CalledModel]
 
 
 class RegistryLoader:
@@ -59,23 +68,19 @@ class RegistryLoader:
         self._imported = False  # TensorFlow, and what it needs
 
     def load(self, version: int) -> Model:
-        # TensorFlow takes seconds to import: answers come meanwhile, and without any model too.
-        from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
-
+        opened = self._runtime()
         if not self._imported:
             self._imported = True
             # What is there by now stays, TensorFlow above all: no search for garbage needs to look
             # at it again. No model is: what is frozen with it would never be given back.
             gc.collect()
             gc.freeze()
-        if self._calls.threads:
-            use_threads(self._calls.threads)
         copy = self._registry.fetch(self._name, version, self._keys)
         try:
             facts = read_manifest(copy).facts
             ref = ModelRef(name=self._name, version=version, fingerprint=facts.fingerprint)
             features = trained_on(facts)
-            model = SavedModel(copy, ref, features, batch_sizes=self._calls.batch_sizes)
+            model = opened(copy, ref, features)
             try:
                 model.warm()
                 return self._indexed(self._sets.kept_for(model, features), features, copy)
@@ -84,6 +89,25 @@ class RegistryLoader:
                 raise
         finally:
             shutil.rmtree(copy, ignore_errors=True)  # everything is in memory by now
+
+    def _runtime(self) -> Opened:
+        """
+        What opens a version's folder.
+
+        TensorFlow takes seconds to import: answers come meanwhile, and without any model too.
+        """
+        sizes, remote = self._calls.batch_sizes, self._calls.backend.remote
+        if remote is not None:
+            from inference.remote import RemoteModel  # noqa: PLC0415
+
+            return lambda folder, ref, features: RemoteModel(
+                folder, ref, features, remote, self._clock, self._metrics, batch_sizes=sizes
+            )
+        from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
+
+        if self._calls.threads:
+            use_threads(self._calls.threads)
+        return partial(SavedModel, batch_sizes=sizes)
 
     def _indexed(self, model: Model, features: FeatureSet, folder: Path) -> Model:
         """A model with both towers on top of an index of the catalogue; any other as it is."""

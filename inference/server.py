@@ -15,6 +15,7 @@ import structlog
 
 from features.catalog import CATALOG
 from inference.answer_memory import AnswerMemory, DeliveredAnswers
+from inference.backend import Backend
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
@@ -73,6 +74,7 @@ class Options:
     metrics_port: int = 0
     instance: str = "0"
     delivery: Delivery = Delivery.EXACTLY_ONCE
+    backend: Backend = field(default_factory=Backend)
     exposure: Exposure = field(default_factory=Exposure)
     rules: tuple[Rule, ...] = ()
 
@@ -321,7 +323,9 @@ class Server:
         keys = Keyring.load(self._settings.keys_dir)
         registry = FolderRegistry(self._settings.models_dir, profile=self._settings.profile)
         options = self._options
-        calls = CallPolicy(batch_sizes=options.batch_sizes(), threads=options.threads())
+        calls = CallPolicy(
+            batch_sizes=options.batch_sizes(), threads=options.threads(), backend=options.backend
+        )
         loader = RegistryLoader(
             registry,
             self._settings.model_name,

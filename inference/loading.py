@@ -80,10 +80,12 @@ class RegistryLoader:
             facts = read_manifest(copy).facts
             ref = ModelRef(name=self._name, version=version, fingerprint=facts.fingerprint)
             features = trained_on(facts)
-            model = opened(copy, ref, features)
+            opened_model = opened(copy, ref, features)
+            model: Model = opened_model
             try:
-                model.warm()
-                return self._indexed(self._sets.kept_for(model, features), features, copy)
+                opened_model.warm()
+                model = self._sets.kept_for(opened_model, features)
+                return self._indexed(model, features, copy)
             except BaseException:
                 model.close()
                 raise

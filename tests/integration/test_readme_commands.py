@@ -34,6 +34,7 @@ ELSEWHERE = {
     "--rules": "integration/test_experiment.py",
     "features migrate": "chaos/test_migrate.py",
     "--http-port": "integration/test_serve_network.py",
+    "--backend": "integration/test_loading.py",
     "--rows": "integration/test_backfill_rows.py",
     "repartition": "integration/test_repartition.py",
     "rebuild --user": "chaos/test_store_jobs.py",

@@ -21,8 +21,6 @@ from features.hashing import hash_ids
 from features.job import open_store
 from inference import operator
 from inference.model import ModelRef
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import ensure_key
 from ingest.placement import partitions_of
 from ingest.settings import Settings
 from ingest.topics import Topics
@@ -35,6 +33,7 @@ from tests.bench.measure import CLOCK, TooSlow, chunks, quantiles_ms, seconds, s
 from tests.bench.shop import COUNTRIES, DEVICES, SURFACES
 from tests.bench.to_rows import ensure_rows
 from tests.bench.world import MAIN, PARTITIONS, Sent, World
+from tests.published import publish
 
 AIM = 3_000.0
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
@@ -336,13 +335,4 @@ def _release(world: World, settings: Settings, staging: Path) -> None:
             for item, value in part
         ]
         world.produce(topics.item_updates, records)
-    key = ensure_key(settings.keys_dir)
-    facts = ModelFacts(
-        name=settings.model_name,
-        fingerprint=CATALOG.fingerprint,
-        profile=settings.profile,
-        created_at=now_ms,
-    )
-    registry = FolderRegistry(settings.models_dir, profile=settings.profile)
-    version = registry.publish(staging, facts, key)
-    operator.promote(settings, version, "to be measured")
+    operator.promote(settings, publish(settings, staging), "to be measured")

@@ -7,12 +7,7 @@ measured. The peers are installed on demand into a virtual environment of their 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-
-from rich.console import Console
 
 from tests.bench import (
     backfill,
@@ -23,15 +18,13 @@ from tests.bench import (
     item_table,
     lists,
     memory,
-    plots,
     row_memory,
     row_reads,
     same_job,
     to_rows,
 )
-from tests.bench.harness import Part, measured, print_table, write
-from tests.bench.measure import machine
-from tests.bench.world import Sizes, World, world
+from tests.bench.harness import Part
+from tests.bench.world import World
 
 NAME = "features"
 ROWS_AIM = 200_000.0
@@ -46,7 +39,7 @@ PARTS: tuple[Part[World], ...] = (
     Part(name="same-job", run=same_job.run),
     Part(name="batches", run=growth.batches),
     Part(name="users", run=growth.users),
-    Part(name="freshness", run=freshness.run),
+    Part(name="freshness", run=partial(freshness.run, per_s=FRESH_PER_S)),
     Part(name="backfill", run=backfill.run),
     Part(name="examples", run=lambda _: examples_writing.run()),
     Part(name="item-table", run=lambda _: iter(item_table.run())),
@@ -55,28 +48,13 @@ PARTS: tuple[Part[World], ...] = (
 )
 
 
-def bench(folder: Path, sizes: Sizes, only: Sequence[str], console: Console) -> int:
-    """Measure, print, write; 1 if a part broke."""
-    parts = [part for part in PARTS if not only or part.name in only]
-    described = machine()
-    sizes = replace(sizes, fresh_per_s=FRESH_PER_S)
-    with world(folder / f"{NAME}-data", sizes) as made:
-        outcome = measured(parts, made, console, described)
-        samples, curves = made.samples, made.curves
-    print_table(NAME, outcome.figures, console)
-    plots.curves(folder, NAME, curves)
-    write(folder, NAME, outcome, samples, about(described, sizes))
-    console.print(f"{outcome.taken_s:.0f} s; written: {folder / NAME}.json", highlight=False)
-    return outcome.exit_code
-
-
-def about(described: str, sizes: Sizes) -> list[str]:
+def about(described: str, made: World) -> list[str]:
     """What was measured, on what."""
     return [
         f"Machine: {described}. Broker, store, clients and the measured process share it.",
         "",
-        f"{sizes.events:,} events of 20,000 zipf users and 5,000 zipf items (exponent 1), 1 % sent "
-        "twice, where nothing else is said; 4 partitions, one broker, uncompressed.",
+        f"{made.sizes.events:,} events of 20,000 zipf users and 5,000 zipf items (exponent 1), 1 % "
+        "sent twice, where nothing else is said; 4 partitions, one broker, uncompressed.",
         "",
         "Peers do a smaller job than ours (last 50 items and 24 h counts, no duplicates, no late "
         "events, no position stored with the rows) and are measured from their first record on; "

@@ -17,6 +17,7 @@ from tests.bench.measure import CLOCK, quantiles_ms, wait_until
 from tests.bench.world import FRESH, FRESH_DB, PARTITIONS, World
 
 AIM_MS = 50.0
+PER_S = 5_000  # events
 WARM_S = 2.0
 LOOK_S = 0.001
 STEP_S = 0.002
@@ -26,11 +27,10 @@ LINGER_MS = 5  # librdkafka's default
 Passed = list[tuple[float, dict[int, int]]]  # when, and next offset by partition
 
 
-def run(world: World) -> Iterator[Figure]:
+def run(world: World, per_s: int = PER_S) -> Iterator[Figure]:
     """The job as a process, a producer at a steady rate, and a reader of the rows' positions."""
     world.create_topics(FRESH)
     settings = world.named(FRESH, FRESH_DB)
-    per_s = world.sizes.fresh_per_s
     values = _values(world, int(per_s * (world.sizes.paced_s + WARM_S)))
     warm = int(per_s * WARM_S)
     with world.command(settings, "features", "run"), watching(world) as watch:

@@ -7,15 +7,9 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
-
-from tests.bench import batching, delivery, plots, retrieval, swapping
-from tests.bench.harness import Part, measured, print_table, write
-from tests.bench.measure import machine
-from tests.bench.world import Sizes, World, world
+from tests.bench import batching, delivery, retrieval, swapping
+from tests.bench.harness import Part
+from tests.bench.world import World
 
 NAME = "inference"
 PARTS: tuple[Part[World], ...] = (
@@ -26,21 +20,7 @@ PARTS: tuple[Part[World], ...] = (
 )
 
 
-def bench(folder: Path, sizes: Sizes, only: Sequence[str], console: Console) -> int:
-    """Measure, print, write; 1 if a part broke."""
-    parts = [part for part in PARTS if not only or part.name in only]
-    described = machine()
-    with world(folder / f"{NAME}-data", sizes) as made:
-        outcome = measured(parts, made, console, described)
-        samples, curves = made.samples, made.curves
-    print_table(NAME, outcome.figures, console)
-    plots.batchers(folder, NAME, curves)
-    write(folder, NAME, outcome, samples, about(described))
-    console.print(f"{outcome.taken_s:.0f} s; written: {folder / NAME}.json", highlight=False)
-    return outcome.exit_code
-
-
-def about(described: str) -> list[str]:
+def about(described: str, made: World) -> list[str]:
     """What was measured, on what."""
     return [
         f"Machine: {described}. Broker, store, clients and the measured process share it.",

@@ -7,15 +7,9 @@ measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
-
 from tests.bench import decode, folding, freshness, serving, to_archive, to_rows
-from tests.bench.harness import Part, measured, print_table, write
-from tests.bench.measure import machine
-from tests.bench.world import Sizes, World, world
+from tests.bench.harness import Part
+from tests.bench.world import World
 
 NAME = "pipeline"
 PARTS: tuple[Part[World], ...] = (
@@ -28,27 +22,13 @@ PARTS: tuple[Part[World], ...] = (
 )
 
 
-def bench(folder: Path, sizes: Sizes, only: Sequence[str], console: Console) -> int:
-    """Measure, print, write; 1 if a part broke."""
-    parts = [part for part in PARTS if not only or part.name in only]
-    described = machine()
-    with world(folder / f"{NAME}-data", sizes) as made:
-        outcome = measured(parts, made, console, described)
-        samples = made.samples
-        notes = made.notes
-    print_table(NAME, outcome.figures, console)
-    write(folder, NAME, outcome, samples, about(described, sizes, notes))
-    console.print(f"{outcome.taken_s:.0f} s; written: {folder / NAME}.json", highlight=False)
-    return outcome.exit_code
-
-
-def about(described: str, sizes: Sizes, notes: dict[str, object]) -> list[str]:
+def about(described: str, made: World) -> list[str]:
     """What was measured, on what."""
     return [
         f"Machine: {described}. Broker, store, clients and the measured process share it.",
         "",
-        f"{sizes.events:,} events of 20,000 zipf users and 5,000 zipf items (exponent 1), "
-        f"{notes.get('bytes_per_event', 0):.0f} bytes each, uncompressed, 1 % sent twice: "
+        f"{made.sizes.events:,} events of 20,000 zipf users and 5,000 zipf items (exponent 1), "
+        f"{made.notes.get('bytes_per_event', 0):.0f} bytes each, uncompressed, 1 % sent twice: "
         "62 % impressions, 18 % views, 11 % clicks, the rest likes, carts, purchases, ratings, "
         "profiles. 4 partitions, one broker.",
         "",

@@ -104,18 +104,18 @@ def curves(folder: Path, name: str, found: Mapping[str, Mapping[int, float]]) ->
     import matplotlib  # slow, and only needed here
 
     matplotlib.use("Agg")
-    for curve, points in found.items():
+    of_sizes = {curve: points for curve, points in found.items() if curve in CURVES}
+    for curve, points in of_sizes.items():
         _curve(folder / f"{name}-{curve}.png", points, *CURVES[curve])
+    _batchers(
+        folder / f"{name}-batchers.png", {k: p for k, p in found.items() if k not in of_sizes}
+    )
 
 
-def batchers(folder: Path, name: str, found: Mapping[str, Mapping[int, float]]) -> None:
-    """Write `<name>-batchers.png`: p99 over load, of ours and of a fixed one."""
-    wanted = {curve: points for curve, points in found.items() if curve.startswith("batcher-")}
+def _batchers(path: Path, wanted: Mapping[str, Mapping[int, float]]) -> None:
+    """p99 over load, of our batcher and of a fixed one."""
     if not wanted:
         return
-    import matplotlib  # slow, and only needed here
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     sheet, axes = pyplot.subplots(figsize=(WIDTH * 0.8, 4.5), layout="constrained")
@@ -136,7 +136,7 @@ def batchers(folder: Path, name: str, found: Mapping[str, Mapping[int, float]]) 
     axes.legend(loc="upper left", fontsize=9)
     axes.grid(axis="y", color="#e5e5e5")
     axes.spines[["top", "right"]].set_visible(False)
-    sheet.savefig(folder / f"{name}-batchers.png", dpi=120)
+    sheet.savefig(path, dpi=120)
     pyplot.close(sheet)
 
 

@@ -22,8 +22,6 @@ from features.hashing import hash_ids
 from features.job import open_store
 from inference import operator
 from inference.model import ModelRef
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import ensure_key
 from ingest.placement import partitions_of
 from ingest.settings import Settings
 from ingest.topics import Topics
@@ -36,6 +34,7 @@ from tests.bench.measure import CLOCK, TooSlow, chunks, quantiles_ms, seconds, s
 from tests.bench.shop import COUNTRIES, DEVICES, SURFACES
 from tests.bench.to_rows import ensure_rows
 from tests.bench.world import MAIN, PARTITIONS, Sent, World
+from tests.published import publish
 
 AIM = 3_000.0
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
@@ -364,16 +363,3 @@ def _release(world: World, settings: Settings, staging: Path) -> None:
         ]
         world.produce(topics.item_updates, records)
     operator.promote(settings, publish(settings, staging), "to be measured")
-
-
-def publish(settings: Settings, folder: Path) -> int:
-    """Put a SavedModel into the registry as a new version, which is given back."""
-    key = ensure_key(settings.keys_dir)
-    facts = ModelFacts(
-        name=settings.model_name,
-        fingerprint=CATALOG.fingerprint,
-        profile=settings.profile,
-        created_at=CLOCK.now_ms(),
-    )
-    registry = FolderRegistry(settings.models_dir, profile=settings.profile)
-    return registry.publish(folder, facts, key)

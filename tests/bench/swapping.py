@@ -16,8 +16,9 @@ from ingest.settings import Settings
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, TooSlow, quantiles_ms
 from tests.bench.serve_log import SPOKEN, ServeLog
-from tests.bench.serving import WARM, Client, Took, publish, ready
+from tests.bench.serving import WARM, Client, Took, ready
 from tests.bench.world import World
+from tests.published import publish
 
 VERSIONS = 3  # one more than are kept in memory, so each swap loads one and gives one back
 EVERY_S = 2.0

@@ -41,7 +41,6 @@ class Sizes:
     events: int = 1_200_000
     serve_requests: int = 16_000
     paced_s: float = 10.0
-    fresh_per_s: int = 5_000
     catalogue: int = 3_400
     passes: int = 3
     swaps: int = 100

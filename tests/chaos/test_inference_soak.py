@@ -17,16 +17,13 @@ from typing import Any
 import psutil
 import pytest
 
-from features.catalog import CATALOG
-from features.declare import declared
 from features.hashing import hash_ids
 from inference import operator
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import ensure_key
 from ingest.clock import SystemClock
 from ingest.log import TopicPartition
 from schemas.columns import ColumnReader
 from schemas.events import Recommendation
+from tests.published import publish
 from tests.serving_process import ITEMS, PARTITIONS, Place, Server, settings_for
 from tests.untrained import export_untrained
 
@@ -98,22 +95,14 @@ class Load:
             self.sent += 20
 
 
-def publish(place: Place, folder: Path) -> None:
+def publish_versions(place: Place, folder: Path) -> None:
     """
     Three versions of the same small two-tower model: one more than are kept in memory, each with an
     index of its own.
     """
     export_untrained(folder, hash_ids(ITEMS))
-    facts = ModelFacts(
-        name="recommender",
-        fingerprint=CATALOG.fingerprint,
-        profile="production",
-        created_at=1,
-        declaration=declared(CATALOG),
-    )
-    registry = FolderRegistry(place.settings.models_dir)
     for _ in range(VERSIONS):
-        registry.publish(folder, facts, ensure_key(place.settings.keys_dir))
+        publish(place.settings, folder)
 
 
 def swapped(place: Place, servers: list[Server], for_s: float, told: Told) -> dict[str, Any]:
@@ -150,7 +139,7 @@ def answered(
     place: Place, tmp_path: Path, for_s: float, eventually: Eventually
 ) -> tuple[dict[str, Any], Told]:
     """Two servers through it all."""
-    publish(place, tmp_path / "model")
+    publish_versions(place, tmp_path / "model")
     operator.promote(place.settings, 1, "first")
     (tmp_path / "logs").mkdir()
     servers = [Server(place.settings, tmp_path / "logs", str(at)) for at in range(2)]

@@ -15,13 +15,11 @@ import pytest
 
 from deploy.commands import command, environment
 from features.catalog import CATALOG
-from features.declare import FeatureSet, declared
+from features.declare import FeatureSet
 from features.feature_sets import FeatureSets
 from features.job import open_store, rebuild_parts
 from features.rebuild import verify
 from features.redis_store import RedisStore
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import ensure_key
 from ingest.clock import SystemClock
 from ingest.log import Outgoing
 from ingest.reading import until_end
@@ -30,6 +28,7 @@ from schemas.codec import Codec
 from schemas.events import UserEvent
 from tests.feature_sets import OLD
 from tests.feature_world import events
+from tests.published import publish
 from tests.serving_process import ITEMS, PARTITIONS, Place, Server, settings_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.tf, pytest.mark.chaos]
@@ -48,21 +47,13 @@ def place(
     made.close()
 
 
-def publish(place: Place, features: FeatureSet, folder: Path) -> int:
+def trained(place: Place, features: FeatureSet, folder: Path) -> int:
     """A version that was trained on that set."""
     from features.hashing import hash_ids
     from tests.tiny_model import export
 
     export(folder, features, hash_ids(ITEMS))
-    facts = ModelFacts(
-        name="recommender",
-        fingerprint=features.fingerprint,
-        profile="production",
-        created_at=1,
-        declaration=declared(features),
-    )
-    key = ensure_key(place.settings.keys_dir)
-    return FolderRegistry(place.settings.models_dir).publish(folder, facts, key)
+    return publish(place.settings, folder, features)
 
 
 def told(settings: Settings, *words: str, code: int = 0) -> str:
@@ -137,8 +128,8 @@ def test_a_new_set_is_folded_beside_the_old_one_until_no_version_needs_that(
     place: Place, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     settings = place.settings
-    assert publish(place, OLD, tmp_path / "old") == 1
-    assert [publish(place, CATALOG, tmp_path / f"new-{i}") for i in range(2)] == [2, 3]
+    assert trained(place, OLD, tmp_path / "old") == 1
+    assert [trained(place, CATALOG, tmp_path / f"new-{i}") for i in range(2)] == [2, 3]
     told(settings, "release", "promote", "1", "--reason", "first")
     sets = FeatureSets(settings.redis_url)
     sets.declare(OLD)

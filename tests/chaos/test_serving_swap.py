@@ -15,11 +15,10 @@ from typer.testing import CliRunner
 from deploy import cli
 from features.catalog import CATALOG
 from features.hashing import hash_ids
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import SigningKey, ensure_key
-from ingest.clock import SystemClock
+from inference.registry import FolderRegistry
 from schemas.errors import Refused
 from schemas.events import Status
+from tests.published import publish
 from tests.serving_process import ITEMS, Place, Server, settings_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.kafka, pytest.mark.valkey, pytest.mark.tf]
@@ -41,16 +40,6 @@ def exported(tmp_path_factory) -> Path:
     return folder
 
 
-def publish(place: Place, exported: Path, key: SigningKey) -> int:
-    facts = ModelFacts(
-        name="recommender",
-        fingerprint=CATALOG.fingerprint,
-        profile="production",
-        created_at=SystemClock().now_ms(),
-    )
-    return FolderRegistry(place.settings.models_dir).publish(exported, facts, key)
-
-
 def run(place: Place, monkeypatch, *arguments: str) -> str:
     """A command of ours on the place's settings."""
     settings = place.settings
@@ -70,8 +59,7 @@ def run(place: Place, monkeypatch, *arguments: str) -> str:
 def test_a_swap_under_load_loses_nothing_and_every_answer_is_a_models(
     place, exported, tmp_path, eventually, monkeypatch
 ):
-    key = ensure_key(place.settings.keys_dir)
-    versions = [publish(place, exported, key) for _ in range(2)]
+    versions = [publish(place.settings, exported) for _ in range(2)]
     assert versions == [1, 2]
     run(place, monkeypatch, "release", "promote", "1", "--reason", "first")
     (tmp_path / "logs").mkdir()
@@ -124,8 +112,7 @@ def test_a_swap_under_load_loses_nothing_and_every_answer_is_a_models(
 
 
 def test_a_release_of_a_damaged_version_is_not_made(place, exported, monkeypatch):
-    key = ensure_key(place.settings.keys_dir)
-    publish(place, exported, key)
+    publish(place.settings, exported)
     path = FolderRegistry(place.settings.models_dir).path("recommender", 1)
     (path / "saved_model.pb").write_bytes(b"other")
     with pytest.raises(Refused, match=r"saved_model\.pb"):

@@ -18,6 +18,7 @@ from inference.experiments import INTERLEAVED, assign
 from ingest.clock import SystemClock
 from schemas.codec import Codec
 from schemas.events import EventType, Experiment, ExperimentArm, Item, UserEvent
+from tests.published import publish
 from tests.serving_process import ITEMS, Place, Server, settings_for
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey, pytest.mark.tf]
@@ -49,16 +50,10 @@ def told(place: Place, *words: str, code: int = 0) -> str:
 
 
 def published(place: Place, folder: Path, items: list[str]) -> int:
-    from inference.registry import FolderRegistry, ModelFacts
-    from inference.signature import ensure_key
     from tests.tiny_model import export
 
     export(folder, CATALOG, hash_ids(items))
-    facts = ModelFacts(
-        name="recommender", fingerprint=CATALOG.fingerprint, profile="production", created_at=1
-    )
-    key = ensure_key(place.settings.keys_dir)
-    return FolderRegistry(place.settings.models_dir).publish(folder, facts, key)
+    return publish(place.settings, folder)
 
 
 def choose(place: Place, clicks: list[tuple[str, str]]) -> None:

@@ -10,15 +10,16 @@ import pytest
 
 from features.assemble import ItemFeatures, Narrowing, UserFeatures
 from features.catalog import CATALOG
-from features.declare import FeatureSet, Level, declared
+from features.declare import FeatureSet, Level
 from features.hashing import hash_ids
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import ensure_key
+from inference.registry import FolderRegistry
 from ingest.clock import ManualClock
+from ingest.settings import Settings
 from retrain.assessment import Judges, assess_version
 from retrain.holdout import EvaluationPolicy, Holdout, HoldoutFacts, Shown
 from schemas.errors import Refused
 from tests.feature_sets import OLD
+from tests.published import publish
 
 pytestmark = pytest.mark.tf
 
@@ -26,20 +27,13 @@ ITEMS = hash_ids([f"item-{i}" for i in range(60)])
 N = 12
 
 
-def published(folder: Path, features: FeatureSet, declaration: str) -> FolderRegistry:
+def published(folder: Path, features: FeatureSet, declaration: str | None = None) -> FolderRegistry:
     from tests.tiny_model import export
 
     export(folder / "model", features, ITEMS)
-    facts = ModelFacts(
-        name="m",
-        fingerprint=features.fingerprint,
-        profile="production",
-        created_at=1,
-        declaration=declaration,
-    )
-    registry = FolderRegistry(folder / "models")
-    registry.publish(folder / "model", facts, ensure_key(folder / "keys"))
-    return registry
+    settings = Settings(model_name="m", models_dir=folder / "models", keys_dir=folder / "keys")
+    publish(settings, folder / "model", features, declaration=declaration)
+    return FolderRegistry(settings.models_dir)
 
 
 def holdout() -> Holdout:
@@ -74,7 +68,7 @@ def judges(features: FeatureSet) -> Judges:
 
 
 def test_it_is_asked_with_what_the_holdout_holds_of_its_features(tmp_path: Path) -> None:
-    registry, asked = published(tmp_path, OLD, declared(OLD)), holdout()
+    registry, asked = published(tmp_path, OLD), holdout()
     found = assess_version(registry, "m", 1, tmp_path / "keys", (asked, judges(CATALOG)))
     assert found.fingerprint == OLD.fingerprint
     assert found.overall.hit_rate.sum() > 0
@@ -92,12 +86,12 @@ def test_it_is_asked_with_what_the_holdout_holds_of_its_features(tmp_path: Path)
 
 
 def test_without_a_declaration_it_is_refused_by_name(tmp_path: Path) -> None:
-    registry = published(tmp_path, OLD, "")
+    registry = published(tmp_path, OLD, declaration="")
     with pytest.raises(Refused, match=f"{OLD.fingerprint}, which its manifest does not declare"):
         assess_version(registry, "m", 1, tmp_path / "keys", (holdout(), judges(CATALOG)))
 
 
 def test_a_newer_sets_model_cannot_be_asked_with_an_older_holdout(tmp_path: Path) -> None:
-    registry = published(tmp_path, CATALOG, declared(CATALOG))
+    registry = published(tmp_path, CATALOG)
     with pytest.raises(Refused, match="do not hold what a model"):
         assess_version(registry, "m", 1, tmp_path / "keys", (holdout(), judges(OLD)))

@@ -22,13 +22,11 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from features.catalog import CATALOG
 from features.hashing import hash_ids
 from inference.operator import promote
-from inference.registry import FolderRegistry, ModelFacts
-from inference.signature import ensure_key
-from ingest.clock import SystemClock
 from ingest.log import TopicPartition
 from schemas.codec import Decoder
 from schemas.events import UserEvent
 from tests.network_world import retrieve_inputs
+from tests.published import publish
 from tests.serving_process import ITEMS, PARTITIONS, Place, Server, settings_for
 from tests.tls_proxy import Authority
 from tests.tokens import Issuer
@@ -77,15 +75,8 @@ def front(kafka, valkey, registry, tmp_path_factory, exported, eventually) -> It
     folder = tmp_path_factory.mktemp("front")
     settings = settings_for(kafka, valkey, registry, f"net-{folder.name}", folder)
     place = Place(settings)
-    key = ensure_key(settings.keys_dir)
-    facts = ModelFacts(
-        name=MODEL,
-        fingerprint=CATALOG.fingerprint,
-        profile="production",
-        created_at=SystemClock().now_ms(),
-    )
     for _ in range(2):
-        FolderRegistry(settings.models_dir).publish(exported, facts, key)
+        publish(settings, exported)
     promote(settings, 1, "first")
     issuer, authority = Issuer(folder), Authority(folder, "authority")
     identity = authority.issue("serve")

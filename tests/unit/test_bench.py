@@ -212,6 +212,5 @@ def test_a_days_batches_serve_everybody_once_and_in_time() -> None:
 
 def test_batchers_are_drawn(tmp_path: Path) -> None:
     points = {100: 5.0, 200: 9.0}
-    plots.batchers(tmp_path, "x", {"batcher-bursty-ours": points, "batcher-poisson-fixed": points})
-    plots.batchers(tmp_path, "none", {"users": points})
+    plots.curves(tmp_path, "x", {"batcher-bursty-ours": points, "batcher-poisson-fixed": points})
     assert [path.name for path in tmp_path.iterdir()] == ["x-batchers.png"]

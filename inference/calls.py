@@ -17,7 +17,7 @@ from features.assemble import ItemFeatures, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
 from inference.expected import EXCLUDE, inputs_of, signature_problems
 from inference.model import ModelRef, Scored
-from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, Call, read_calls
+from inference.samples import GOLDEN, ITEMS, QUERY, RANK, RETRIEVE, WARMUP, Call, read_calls
 from inference.tensors import CANDIDATES, K, Signature
 from schemas.errors import ModelFault, Refused, Rejected
 
@@ -104,14 +104,19 @@ class CalledModel(ABC):
 
     def warm(self, sizes: Iterable[int] | None = None) -> None:
         """
-        Replay the sampled inputs at every batch size, then compare with the trainer's outputs.
+        Replay the sampled inputs at every batch size (those of signatures that serving hardly calls
+        at the first alone), then compare with the trainer's outputs.
 
         Raises:
             Refused: samples are missing, or the outputs are not those of the trainer.
             ModelFault: a sampled input makes the model fail.
         """
+        every = tuple(sizes or self._style.batch_sizes)
+        # Serving retrieves by the towers where there are any, and makes its index before it serves:
+        # the graph's own retrieval over a large catalogue would take most of a start.
+        rare = (RETRIEVE, ITEMS) if QUERY in self.signatures else ()
         for call in read_calls(self._folder / WARMUP):
-            for size in sizes or self._style.batch_sizes:
+            for size in every[:1] if call.signature in rare else every:
                 inputs = _resized(call, size)
                 for _ in range(self._style.warm_calls):
                     self._ran(call.signature, inputs)

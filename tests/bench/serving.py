@@ -101,7 +101,7 @@ def ready(world: World) -> tuple[Settings, dict[int, float]]:
     """Settings of a shop whose released model can be served, and the model's own pace by batch."""
     settings = ensure_rows(world)
     if "alone" not in world.notes:
-        users, seen = _features(world, settings)
+        users, seen = features(world, settings)
         staging = world.directory / "staging"
         _export(world, staging, users, seen)
         world.notes["alone"] = _alone(staging, users, seen)
@@ -271,7 +271,7 @@ def _is_record(message: ck.Message) -> bool:
     raise RuntimeError(f"answers cannot be read: {message.error()}")
 
 
-def _features(world: World, settings: Settings) -> tuple[UserFeatures, NDArray[np.uint64]]:
+def features(world: World, settings: Settings) -> tuple[UserFeatures, NDArray[np.uint64]]:
     """Features of the largest batch of active users, and what they have seen."""
     people = [world.shop.user(at) for at in range(BATCHES[-1])]
     places = partitions_of([p.encode() for p in people], PARTITIONS)

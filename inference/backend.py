@@ -18,6 +18,7 @@ class Runtime(StrEnum):
 
     SAVED_MODEL = "saved-model"  # TensorFlow in this process
     REMOTE = "remote"  # a TensorFlow Serving of the same models folder, over gRPC
+    LITERT = "litert"  # LiteRT in this process: versions of `release export-litert`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

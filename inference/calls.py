@@ -37,6 +37,7 @@ class CallStyle:
     warm_calls: int = (
         3  # of each size; in TensorFlow the first compiles, the second still allocates
     )
+    golden: str = GOLDEN  # the file of golden calls
     tolerance: float = TOLERANCE  # of golden outputs, times 1 + their magnitude
 
     def __post_init__(self) -> None:
@@ -130,9 +131,10 @@ class CalledModel(ABC):
             Refused: there are none, or the outputs are not those of the trainer.
             ModelFault: the model failed.
         """
-        self._golden = self._golden or read_calls(self._folder / GOLDEN)
+        path = self._folder / self._style.golden
+        self._golden = self._golden or read_calls(path)
         if not self._golden:
-            raise Refused(f"{self._folder / GOLDEN} holds no call")
+            raise Refused(f"{path} holds no call")
         for number, call in enumerate(self._golden):
             outputs = (run or self._ran)(call.signature, call.inputs)
             for name, expected in call.outputs.items():

@@ -43,7 +43,8 @@ def serve(
         int, typer.Option(min=0, help="Threads of one model call; 0: half of the processors.")
     ] = 0,
     backend: Annotated[
-        Runtime, typer.Option(help="What runs models: TensorFlow here, or a server elsewhere.")
+        Runtime,
+        typer.Option(help="What runs models: TensorFlow or LiteRT here, or a server elsewhere."),
     ] = Runtime.SAVED_MODEL,
     remote: Annotated[
         str | None,

@@ -15,7 +15,7 @@ import structlog
 from features.assemble import UserFeatures
 from features.catalog import CATALOG, feature_set
 from features.declare import FeatureSet
-from inference.backend import Backend
+from inference.backend import Backend, Runtime
 from inference.calls import CalledModel
 from inference.model import Model, ModelRef
 from inference.registry import ModelFacts, ModelRegistry, read_manifest
@@ -105,6 +105,10 @@ class RegistryLoader:
             return lambda folder, ref, features: RemoteModel(
                 folder, ref, features, remote, self._clock, self._metrics, batch_sizes=sizes
             )
+        if self._calls.backend.runtime is Runtime.LITERT:
+            from inference.litert import LiteRtModel  # noqa: PLC0415
+
+            return partial(LiteRtModel, batch_sizes=sizes, threads=self._calls.threads)
         from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
 
         if self._calls.threads:

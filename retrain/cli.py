@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from inference.cli import release_app
 from ingest.settings import Settings
+from retrain import litert_cli
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 _out = Console()
@@ -26,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands."""
     app.command()(train)
     app.command()(evaluate)
+    litert_cli.register(release_app)
     if importlib.util.find_spec(_CONTROL) is not None:
         importlib.import_module(_CONTROL).register(app)
 

@@ -115,6 +115,25 @@ def test_a_remote_version_is_indexed_and_answers_as_one_in_this_process(
         there.close()
 
 
+def test_a_converted_version_is_indexed_and_answers_as_what_it_was_made_of(shop: Shop) -> None:
+    from retrain.derived import derive
+
+    made = derive(shop.registry, MODEL, 1, quantise=False, keys_dir=shop.keys, clock=SystemClock())
+    lite = Backend(runtime=Runtime.LITERT)
+    here, there = shop.loader(Backend()).load(1), shop.loader(lite).load(made.version)
+    try:
+        assert isinstance(there, TowerModel)
+        assert there.index.size == len(HASHES)
+        found, same = (m.retrieve(shop.asked, none(6), 5) for m in (there, here))
+        np.testing.assert_array_equal(found.items, same.items)
+        np.testing.assert_allclose(found.scores, same.scores, rtol=1e-4, atol=1e-4)
+    finally:
+        here.close()
+        there.close()
+    with pytest.raises(Refused, match="`millstream release export-litert 1`"):
+        shop.loader(lite).load(1)
+
+
 def test_a_folder_that_is_not_as_signed_is_refused_whatever_would_run_it(
     shop: Shop, port: int
 ) -> None:
@@ -122,7 +141,7 @@ def test_a_folder_that_is_not_as_signed_is_refused_whatever_would_run_it(
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        for backend in (Backend(), remote(port)):
+        for backend in (Backend(), remote(port), Backend(runtime=Runtime.LITERT)):
             with pytest.raises(Refused, match="SHA-256"):
                 shop.loader(backend).load(1)
     finally:

@@ -32,6 +32,8 @@ MAY_LOAD_HEAVY = {
         "retrain.network",
         "retrain.train",
         "retrain.export",
+        "retrain.litert",
+        "retrain.derived",
     ),
     *("deploy.demo.audit", "deploy.demo.compare"),  # ask the models again, at the demo's end
 }

@@ -37,6 +37,7 @@ from schemas.errors import ModelFault, Reason, Refused, Rejected
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # float32 sums differ in order between machines; scores of trained models are of the order 1-10.
 TOLERANCE: Final = 1e-3
+_OUTPUTS: Final = {"items": "int64", "scores": "float32"}
 WARM_CALLS = 3  # the first call compiles, the second still allocates
 
 
@@ -100,7 +101,7 @@ class SavedModel:
 
         Raises:
             Refused: samples are missing, or the outputs are not those of the trainer.
-            ModelFault: a sampled input makes the model fail.
+            ModelFault: a sampled input makes the model fail, or give NaN or too few scores.
         """
         for call in read_calls(self._path / WARMUP):
             rows = {n: a for n, a in call.inputs.items() if _per_row(n, call.inputs)}
@@ -110,7 +111,8 @@ class SavedModel:
                 at = np.arange(size) % batch
                 taken = {n: _taken(n, a, at, batch) for n, a in rows.items()}
                 for _ in range(WARM_CALLS):
-                    self._run(call.signature, taken | shared)
+                    outputs = self._run(call.signature, taken | shared)
+                self._check_shapes(call.signature, taken | shared, outputs)
         self._compare_golden()
 
     def retrieve(self, users: UserFeatures, exclude: NDArray[np.uint64], k: int) -> Scored:
@@ -223,14 +225,29 @@ class SavedModel:
             raise ModelFault(f"{_name(self._ref)}, {signature}: {error!s:.500}") from error
 
     def _checked(
-        self, outputs: Mapping[str, Array], name: str, shape: tuple[int, int]
+        self, outputs: Mapping[str, Array], name: str, shape: tuple[int, ...]
     ) -> NDArray[Any]:
-        array = outputs[name]
+        array = outputs.get(name)
+        if array is None:
+            raise ModelFault(f"{_name(self._ref)}: no output {name!r}, only {sorted(outputs)}")
+        if array.dtype != _OUTPUTS[name]:
+            raise ModelFault(f"{_name(self._ref)}: {name} is {array.dtype}, not {_OUTPUTS[name]}")
         if array.shape != shape:
             raise ModelFault(f"{_name(self._ref)}: {name} has shape {array.shape}, not {shape}")
         if np.isnan(array).any():
             raise ModelFault(f"{_name(self._ref)}: NaN among the {name}")
         return array
+
+    def _check_shapes(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        """What would make every answer a fallback is told before it serves."""
+        if signature == RETRIEVE:
+            shape = (len(inputs["exclude"]), int(inputs["k"]))
+            self._checked(outputs, "items", shape)
+            self._checked(outputs, "scores", shape)
+        elif signature == RANK:
+            self._checked(outputs, "scores", inputs[CANDIDATES].shape)
 
     def _compare_golden(self) -> None:
         calls = read_calls(self._path / GOLDEN)

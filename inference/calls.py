@@ -110,7 +110,7 @@ class CalledModel(ABC):
 
         Raises:
             Refused: samples are missing, or the outputs are not those of the trainer.
-            ModelFault: a sampled input makes the model fail.
+            ModelFault: a sampled input makes the model fail, or give NaN or too few scores.
         """
         every = tuple(sizes or self._style.batch_sizes)
         # Serving retrieves by the towers where there are any, and makes its index before it serves:
@@ -120,7 +120,8 @@ class CalledModel(ABC):
             for size in every[:1] if call.signature in rare else every:
                 inputs = _resized(call, size)
                 for _ in range(self._style.warm_calls):
-                    self._ran(call.signature, inputs)
+                    outputs = self._ran(call.signature, inputs)
+                self._check_scores(call.signature, inputs, outputs)
         self.compare_golden()
 
     def compare_golden(self, run: Run | None = None) -> None:
@@ -253,8 +254,19 @@ class CalledModel(ABC):
         for start in range(0, max(1, len(arrays[0])), size):
             yield tuple(array[start : start + size] for array in arrays)
 
+    def _check_scores(
+        self, signature: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        """What would make every answer a fallback is told before it serves."""
+        if signature == RETRIEVE:
+            shape = (len(inputs["exclude"]), int(inputs[K]))
+            self._checked(outputs, "items", np.int64, shape)
+            self._checked(outputs, "scores", np.float32, shape)
+        elif signature == RANK:
+            self._checked(outputs, "scores", np.float32, inputs[CANDIDATES].shape)
+
     def _checked(
-        self, outputs: Mapping[str, Array], name: str, dtype: type, shape: tuple[int, int]
+        self, outputs: Mapping[str, Array], name: str, dtype: type, shape: tuple[int, ...]
     ) -> NDArray[Any]:
         array = outputs.get(name)
         if array is None or array.dtype != dtype or array.shape != shape:

@@ -28,6 +28,9 @@ MANIFEST = "manifest.json"
 KIND = "model manifest"  # what the signature is bound to
 PRODUCTION = "production"
 _CHUNK_BYTES = 1 << 20
+# What reading something else than a manifest raises. Whatever escapes would end the thread that
+# follows the releases.
+_NO_MANIFEST = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +83,8 @@ class ModelManifest:
     def from_json(cls, text: str | bytes) -> ModelManifest:
         """
         Raises:
-            ValueError, KeyError, TypeError: this is no manifest.
+            ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: this
+                is no manifest.
         """
         found: dict[str, Any] = json.loads(text)
         facts = found["facts"]
@@ -368,9 +372,11 @@ def _read(path: Path) -> bytes:
 
 def _parsed(path: Path, text: bytes) -> ModelManifest:
     try:
-        return ModelManifest.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"{path} does not parse as a manifest: {error!r}") from error
+        manifest = ModelManifest.from_json(text)
+        manifest.signed_bytes()  # it parses, and cannot have been signed: NaN, a lone surrogate
+    except _NO_MANIFEST as error:
+        raise Refused(f"{path} does not parse as a manifest: {error!r:.300}") from error
+    return manifest
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -12,15 +13,20 @@ from features.declare import FeatureSet, Level
 from inference.expected import Inputs, expected_inputs
 from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, Call, write_calls
 
+# What a model can do wrong: NaN, always or for other users than its samples; too few scores; no
+# scores; scores of another type; one signature less.
+Fault = Literal["", "nan", "nan-later", "few", "no-scores", "int-scores", "no-rank"]
+
 
 class TinyModel(tf.Module):
     """Scores an item by its place in the catalogue plus a little of every user feature."""
 
-    def __init__(self, items: NDArray[np.uint64], features: FeatureSet, *, nan: bool) -> None:
+    def __init__(self, items: NDArray[np.uint64], features: FeatureSet, *, fault: Fault) -> None:
         super().__init__()
         self.items = tf.constant(items.view(np.int64))
         self.weights = tf.Variable(np.linspace(1, 0, len(items), dtype=np.float32))
-        self.floor = tf.constant(np.nan if nan else -1.0, tf.float32)
+        self.floor = tf.constant(np.nan if fault == "nan" else -1.0, tf.float32)
+        self.fault = fault
         self._users = [f.name for f in features.of(Level.USER)]
 
     def _user(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -30,7 +36,18 @@ class TinyModel(tf.Module):
             value = tf.cast(inputs[name], tf.float32)
             value = value if len(value.shape) == 1 else tf.reduce_mean(value, axis=1)
             found.append(value)
-        return 0.001 * tf.sigmoid(tf.math.log1p(tf.abs(tf.add_n(found))))
+        total = tf.add_n(found)
+        if self.fault == "nan-later":  # those of the samples are all ones
+            total = tf.where(total == float(len(found)), total, np.float32(np.nan))
+        return 0.001 * tf.sigmoid(tf.math.log1p(tf.abs(total)))
+
+    def _given(self, scores: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The output, or what the fault makes of it."""
+        if self.fault == "no-scores":
+            return {"points": scores}
+        if self.fault == "int-scores":
+            return {"scores": tf.cast(scores, tf.int32)}
+        return {"scores": scores[:, 1:] if self.fault == "few" else scores}
 
     def retrieve(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Signature `serving_default`."""
@@ -38,7 +55,7 @@ class TinyModel(tf.Module):
         left_out = tf.reduce_any(self.items[None, :, None] == inputs["exclude"][:, None, :], axis=2)
         scores = tf.where(left_out, tf.fill(tf.shape(scores), np.float32(-np.inf)), scores)
         top, at = tf.math.top_k(scores, inputs["k"])
-        return {"items": tf.gather(self.items, at), "scores": top + 0 * self.floor}
+        return {"items": tf.gather(self.items, at)} | self._given(top + 0 * self.floor)
 
     def rank(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Signature `rank`."""
@@ -46,18 +63,19 @@ class TinyModel(tf.Module):
         same = tf.cast(candidates[:, :, None] == self.items[None, None, :], tf.float32)
         known = tf.reduce_sum(same * self.weights, axis=2)
         scores = tf.where(tf.reduce_sum(same, axis=2) > 0, known, self.floor)
-        return {"scores": scores + self._user(inputs)[:, None]}
+        return self._given(scores + self._user(inputs)[:, None])
 
 
 def export(
-    folder: Path, features: FeatureSet, items: NDArray[np.uint64], *, nan: bool = False
+    folder: Path, features: FeatureSet, items: NDArray[np.uint64], *, fault: Fault = ""
 ) -> None:
     """Write the model with its warm-up set and golden calls."""
-    model = TinyModel(items, features, nan=nan)
+    model = TinyModel(items, features, fault=fault)
     specs = expected_inputs(features)
     retrieve = tf.function(model.retrieve).get_concrete_function(**_tf(specs[RETRIEVE]))
     rank = tf.function(model.rank).get_concrete_function(**_tf(specs[RANK]))
-    tf.saved_model.save(model, str(folder), signatures={RETRIEVE: retrieve, RANK: rank})
+    signatures = {RETRIEVE: retrieve} | ({} if fault == "no-rank" else {RANK: rank})
+    tf.saved_model.save(model, str(folder), signatures=signatures)
     samples = [
         (RETRIEVE, {"k": np.int32(3)}),
         (RANK, {"candidates": items[:4].view(np.int64).reshape(2, 2)}),

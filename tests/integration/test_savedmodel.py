@@ -147,7 +147,7 @@ def test_missing_samples_are_refused_by_name(own, name):
 def test_nan_scores_are_a_model_fault(tmp_path):
     from tests.tiny_model import export
 
-    export(tmp_path / "1", FEATURES, ITEMS, nan=True)
+    export(tmp_path / "1", FEATURES, ITEMS, fault="nan")
     with pytest.raises(ModelFault, match="NaN among the scores"):
         load(tmp_path / "1").retrieve(users(FEATURES, 2), none(2), 3)
 
@@ -223,7 +223,7 @@ def test_more_than_the_catalogue_is_the_caller_s_fault(folder):
 def test_nan_and_a_closed_model_are_the_model_s_fault(tmp_path):
     from tests.tiny_model import export
 
-    export(tmp_path / "1", FEATURES, ITEMS, nan=True)
+    export(tmp_path / "1", FEATURES, ITEMS, fault="nan")
     model = load(tmp_path / "1")
     with pytest.raises(ModelFault, match="NaN in its answer"):
         model.predict("serving_default", retrieve_inputs(1), 1)

@@ -39,6 +39,8 @@ ELSEWHERE = {
     "--flink": "integration/test_runners.py",
     "audit": "integration/test_audit.py",
     "features migrate": "chaos/test_migrate.py",
+    "--backend": "integration/test_serve_backends.py",
+    "export-litert": "integration/test_serve_backends.py",
     "--http-port": "integration/test_serve_network.py",
     "--rows": "integration/test_backfill_rows.py",
     "repartition": "integration/test_repartition.py",

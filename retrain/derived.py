@@ -22,7 +22,7 @@ from inference.litert import CATALOGUE, GOLDEN_FILE, MODEL_FILE, LiteRtModel
 from inference.loading import trained_on
 from inference.model import ModelRef, TensorModel
 from inference.registry import MANIFEST, FolderRegistry, ModelFacts, read_manifest
-from inference.samples import GOLDEN, RETRIEVE, WARMUP, Call, read_calls, write_calls
+from inference.samples import GOLDEN, RANK, RETRIEVE, WARMUP, Call, read_calls, write_calls
 from inference.savedmodel import SavedModel
 from inference.signature import Keyring, load_key
 from inference.tensors import K, Signature
@@ -40,7 +40,7 @@ MAX_ITEMS: Final = 1 << 24
 class Parity:
     """How close what was converted is to what it was made of, over the sampled calls."""
 
-    gap: float  # largest |converted - original| / (1 + |original|) of a number
+    gap: float  # largest |converted - original| / (1 + |original|) of a retrieved or ranked score
     same_items: float  # share of the originally retrieved items that are retrieved
 
     def problems(self, limits: Parity) -> list[str]:
@@ -48,12 +48,12 @@ class Parity:
         Where it is not within the limits.
 
         >>> Parity(gap=0.5, same_items=1.0).problems(EXACT)
-        ['numbers differ by up to 0.5, at most 0.001 is let through']
+        ['scores differ by up to 0.5, at most 0.001 is let through']
         """
         told = []
         if not self.gap <= limits.gap:
             told.append(
-                f"numbers differ by up to {self.gap:.3g}, at most {limits.gap:g} is let through"
+                f"scores differ by up to {self.gap:.3g}, at most {limits.gap:g} is let through"
             )
         if self.same_items < limits.same_items:
             told.append(
@@ -65,7 +65,8 @@ class Parity:
 
 EXACT: Final = Parity(gap=1e-3, same_items=0.98)  # equal scores may change places
 # An int8 weight is off by up to 1/254 of the largest of its row; a tower adds up a few such layers.
-QUANTISED: Final = Parity(gap=0.2, same_items=0.9)
+# Networks of 16 and 64 wide, trained and not, differed by less than 0.05 and kept at least 95 %.
+QUANTISED: Final = Parity(gap=0.1, same_items=0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +157,17 @@ def _compared(folder: Path, original: SavedModel, ref: ModelRef, features: Featu
 
 
 def compared(original: TensorModel, made: TensorModel, calls: Sequence[Call]) -> Parity:
-    """How close the answers to these calls are."""
+    """
+    How close the answers to these calls are.
+
+    The places of a tower's vector mean nothing by themselves: only products of vectors are served.
+    """
     gaps, shares = [0.0], [1.0]
     for call in calls:
+        if call.signature not in (RETRIEVE, RANK):
+            continue
         before, after = _answer(original, call), _answer(made, call)
-        for output, expected in before.items():
-            if expected.dtype.kind == "f":
-                gaps.append(_gap(expected, after[output]))
+        gaps.append(_gap(before["scores"], after["scores"]))
         if call.signature == RETRIEVE:
             pairs = zip(before["items"], after["items"], strict=True)
             shares += [float(np.isin(row, found).mean()) for row, found in pairs]

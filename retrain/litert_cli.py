@@ -48,7 +48,7 @@ def export_litert(
         print_json(asdict(found))
         return
     out.print(
-        f"version {found.version} of version {found.parent}: {found.size_bytes} bytes, numbers "
+        f"version {found.version} of version {found.parent}: {found.size_bytes} bytes, scores "
         f"within {found.parity.gap:.2g}, {found.parity.same_items:.1%} of the items the same",
         highlight=False,
     )

@@ -192,7 +192,7 @@ def test_what_is_too_far_from_what_it_was_is_not_published(
 
     monkeypatch.setattr(derived, "QUANTISED", derived.Parity(gap=1e-6, same_items=1.0))
     before = registry.versions("m")
-    with pytest.raises(Refused, match="as LiteRT: numbers differ by up to"):
+    with pytest.raises(Refused, match="as LiteRT: scores differ by up to"):
         derived.derive(registry, "m", 1, quantise=True, keys_dir=root / "keys", clock=SystemClock())
     assert registry.versions("m") == before
 

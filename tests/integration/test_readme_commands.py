@@ -33,6 +33,8 @@ ELSEWHERE = {
     "experiment": "integration/test_experiment.py",
     "--rules": "integration/test_experiment.py",
     "features migrate": "chaos/test_migrate.py",
+    "--backend": "integration/test_serve_backends.py",
+    "export-litert": "integration/test_serve_backends.py",
     "--http-port": "integration/test_serve_network.py",
     "--backend": "integration/test_serve_backends.py",
     "export-litert": "integration/test_serve_backends.py",

@@ -36,8 +36,6 @@ ELSEWHERE = {
     "--backend": "integration/test_serve_backends.py",
     "export-litert": "integration/test_serve_backends.py",
     "--http-port": "integration/test_serve_network.py",
-    "--backend": "integration/test_serve_backends.py",
-    "export-litert": "integration/test_serve_backends.py",
     "--rows": "integration/test_backfill_rows.py",
     "repartition": "integration/test_repartition.py",
     "rebuild --user": "chaos/test_store_jobs.py",

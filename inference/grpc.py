@@ -36,7 +36,7 @@ from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
 from inference.auth import Scope
 from inference.listen import GrpcOptions
-from inference.tensors import Signature, TensorSpec
+from inference.tensors import MAX_RANK, Signature, TensorSpec
 from ingest.trace_context import TRACERESPONSE, carried
 from schemas.errors import Misconfigured, Reason, Rejected
 
@@ -286,6 +286,10 @@ def _arrays(inputs: Mapping[str, Any], max_values: int) -> dict[str, Array]:
     left = max_values
     found = {}
     for name, proto in inputs.items():
+        # Before they are multiplied: the product of all that a message holds would take minutes.
+        if (rank := len(proto.tensor_shape.dim)) > MAX_RANK:
+            detail = f"input {name[:100]!r} has {rank} dimensions, at most {MAX_RANK} are taken"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
         sizes = [dim.size for dim in proto.tensor_shape.dim]
         if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
             detail = f"input {name[:100]!r} has no full shape: {sizes[:8]}"

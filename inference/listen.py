@@ -24,6 +24,7 @@ class HttpOptions:
     header_s: float = 5.0  # in which the head of a request must come
     max_header_bytes: int = 32 << 10
     keep_alive_s: int = 30
+    unread_s: float = 30.0  # in which a client must read what was sent to it
     max_connections: int = 1024
     stop_s: int = 10  # how long calls under way may take when the server stops
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from features.declare import Array
-from inference.tensors import Signature, TensorSpec
+from inference.tensors import MAX_RANK, Signature, TensorSpec
 from schemas.errors import Reason, Rejected
 
 
@@ -105,8 +106,36 @@ def _stacked(name: str, rows: Sequence[Any], spec: TensorSpec | None) -> Array:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
+def _kinds(name: str, value: Any) -> set[type]:
+    """
+    Of what types the values of nested lists are.
+
+    Raises:
+        Rejected: they are nested deeper than any tensor.
+
+    >>> sorted(kind.__name__ for kind in _kinds("k", [[1, 2.5], [None]]))
+    ['NoneType', 'float', 'int']
+    """
+    found: set[type] = set()
+    level: list[Any] = [value]
+    for _ in range(MAX_RANK + 1):
+        found |= set(map(type, level))
+        if list not in found:
+            return found
+        found.discard(list)
+        level = list(chain.from_iterable(one for one in level if type(one) is list))
+    detail = f"input {name[:100]!r} has more than {MAX_RANK} dimensions"
+    raise Rejected(Reason.OUT_OF_RANGE, detail)
+
+
 def _array(name: str, value: Any, spec: TensorSpec | None) -> Array:
     """The tensor; of an input that the signature does not have, of whatever type it is."""
+    # Before NumPy sees them: it gives every text of an array the room of the longest.
+    if not _kinds(name, value) <= {int, float}:
+        detail = (
+            f"input {name[:100]!r} holds values that are not {spec.dtype if spec else 'numbers'}"
+        )
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
     try:
         array = np.array(value)
     except ValueError as error:

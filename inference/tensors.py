@@ -20,6 +20,7 @@ from schemas.errors import NotServed, Reason, Rejected
 # nothing, where the input is one value for the whole call.
 Lead = Literal["rows", "pairs", "none"]
 CANDIDATES: Final = "candidates"  # [rows, c]: says how many pairs a row has
+MAX_RANK: Final = 8  # of a tensor: TensorFlow's kernels take no more
 K: Final = "k"  # how many items a row gets
 
 

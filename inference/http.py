@@ -146,8 +146,9 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # So we are told as long as anything is unsent, and can bound how long.
-        transport.set_write_buffer_limits(high=0)
+        # So we are told as long as anything is unsent, and can bound how long. (At 0, that of TLS
+        # would pause with nothing to send, for ever.)
+        transport.set_write_buffer_limits(high=1, low=0)
         if len(self.connections) > self.bounds.options.max_connections + SPARE_CONNECTIONS:
             self._drop("too-many-connections")
             return

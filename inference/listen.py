@@ -42,5 +42,7 @@ class GrpcOptions:
     max_calls: int = 1024  # under way
     max_streams: int = 100  # of one connection
     idle_s: int = 300  # a connection without calls is closed
+    age_s: int = 3600  # after which a client has to connect anew
+    message_s: float = 10.0  # in which the message of a call must come
     answer_s: float = 30.0
     stop_s: float = 10.0  # how long calls under way may take when the server stops

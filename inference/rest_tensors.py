@@ -44,7 +44,8 @@ def from_rows(instances: Sequence[Any], signature: Signature) -> dict[str, Array
     names = instances[0].keys()
     for at, row in enumerate(instances):
         if row.keys() != names:
-            detail = f"instances[{at}] has other inputs than instances[0]: {sorted(row)[:20]}"
+            other = [name[:100] for name in sorted(row)[:20]]
+            detail = f"instances[{at}] has other inputs than instances[0]: {other}"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
     return {
         name: _stacked(name, [row[name] for row in instances], signature.inputs.get(name))

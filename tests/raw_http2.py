@@ -29,30 +29,40 @@ def message(data: bytes, *, flag: int = 0, length: int | None = None) -> bytes:
     return struct.pack(">BI", flag, len(data) if length is None else length) + data
 
 
-def called(port: int, path: str, body: bytes, more: Sequence[tuple[bytes, bytes]] = ()) -> str:
-    """
-    Call a method with this body; the gRPC status, or what the server did instead of telling one:
-    "reset", "goaway" or "closed". "answered": with a message.
-    """
-    block = headers(
+def call_fields(path: str) -> Sequence[tuple[bytes, bytes]]:
+    """The headers of a call of gRPC."""
+    return (
         (b":method", b"POST"),
         (b":scheme", b"http"),
         (b":path", path.encode()),
         (b":authority", b"localhost"),
         (b"content-type", b"application/grpc"),
         (b"te", b"trailers"),
-        *more,
     )
+
+
+def called(port: int, path: str, body: bytes, more: Sequence[tuple[bytes, bytes]] = ()) -> str:
+    """
+    Call a method with this body.
+
+    Returns:
+        As `outcome`.
+    """
+    block = headers(*call_fields(path), *more)
     sent = [PREFACE, SETTINGS_FRAME, frame(HEADERS, END_HEADERS, 1, block)]
     pieces = [body[at : at + 16_384] for at in range(0, len(body), 16_384)] or [b""]
     sent += [frame(DATA, 0, 1, piece) for piece in pieces[:-1]]
     sent.append(frame(DATA, END_STREAM, 1, pieces[-1]))
     with socket.create_connection(("127.0.0.1", port), 20) as raw:
         raw.sendall(b"".join(sent))
-        return _outcome(raw)
+        return outcome(raw)
 
 
-def _outcome(raw: socket.socket) -> str:
+def outcome(raw: socket.socket) -> str:
+    """
+    How the next call of a connection ends: its gRPC status, or what the server did instead of
+    telling one: "reset", "goaway" or "closed". "answered": with a message.
+    """
     while True:
         head = _exactly(raw, HEAD_BYTES)
         if len(head) < HEAD_BYTES:

@@ -52,6 +52,7 @@ class _Method(NamedTuple):
 SIGNATURE_DEF: Final = "signature_def"
 DEFAULT_SIGNATURE: Final = "serving_default"
 PREDICT_METHOD: Final = "tensorflow/serving/predict"
+TYPES: Final = "int64, int32, float32 or string"
 MAX_MESSAGE: Final = 2_000  # characters of an error: it travels in a header
 LOOK_S: Final = 0.5  # how often health looks whether a model serves
 _PREDICTION: Final = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"]
@@ -59,7 +60,7 @@ _MODEL: Final = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 _PREDICT: Final = _Method("predict", _PREDICTION.full_name, "Predict")
 _METADATA: Final = _Method("metadata", _PREDICTION.full_name, "GetModelMetadata")
 _STATUS: Final = _Method("status", _MODEL.full_name, "GetModelStatus")
-_TYPES: Final = {tf.int64.as_datatype_enum, tf.int32.as_datatype_enum, tf.float32.as_datatype_enum}
+_TYPES: Final = {one.as_datatype_enum for one in (tf.int64, tf.int32, tf.float32, tf.string)}
 
 
 class GrpcServer:
@@ -333,7 +334,7 @@ def _arrays(inputs: Mapping[str, Any], max_values: int) -> dict[str, Array]:
 
 def _array(name: str, proto: tensor_pb2.TensorProto) -> Array:
     if proto.dtype not in _TYPES:
-        detail = f"input {name[:100]!r} is {_type_name(proto.dtype)}, not int64, int32 or float32"
+        detail = f"input {name[:100]!r} is {_type_name(proto.dtype)}, not {TYPES}"
         raise Rejected(Reason.OUT_OF_RANGE, detail)
     try:
         array: Array = tf.make_ndarray(proto)

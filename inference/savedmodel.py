@@ -243,9 +243,8 @@ class SavedModel:
     ) -> None:
         """What would make every answer a fallback is told before it serves."""
         if signature == RETRIEVE:
-            shape = (len(inputs["exclude"]), int(inputs["k"]))
-            self._checked(outputs, "items", shape)
-            self._checked(outputs, "scores", shape)
+            for name in _OUTPUTS:
+                self._checked(outputs, name, (len(inputs["exclude"]), int(inputs["k"])))
         elif signature == RANK:
             self._checked(outputs, "scores", inputs[CANDIDATES].shape)
 
@@ -358,9 +357,11 @@ def _name(ref: ModelRef) -> str:
 
 
 def _padded(array: Array, size: int) -> Array:
-    """`array` with rows of zeros up to `size` rows."""
+    """`array` with rows of zeros up to `size` rows; of bytes, with its last row again."""
     if len(array) == size:
         return array
+    if array.dtype.kind == "O":
+        return array[np.minimum(np.arange(size), len(array) - 1)]
     padded = np.zeros((size, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded

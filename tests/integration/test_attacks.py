@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import grpc
 import numpy as np
@@ -16,10 +17,11 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from inference import http as inference_http
-from inference.listen import GrpcOptions, HttpOptions
+from inference.listen import GrpcOptions, HttpOptions, Tls
 from inference.rest import RestPolicy
 from tests import raw_http2
 from tests.network_world import Served, Setup, plain, retrieve_inputs, served, tiny_model
+from tests.tls_proxy import Authority
 
 pytestmark = pytest.mark.tf
 
@@ -192,6 +194,28 @@ def test_who_never_reads_an_answer_loses_the_connection(server, eventually):
         except (TimeoutError, ConnectionError):
             pass  # the server reads no more before its answer is read
         eventually(lambda: server.refused("unread-answer") == before + 1, timeout_s=20)
+
+
+def test_who_never_reads_over_tls_loses_the_connection_too(model, tmp_path, eventually):
+    authority = Authority(tmp_path, "authority")
+    identity = authority.issue("serve")
+    tls = Tls(cert_file=identity.certificate, key_file=identity.key)
+    body = json.dumps({"inputs": plain(retrieve_inputs(rows=512, k=50))}).encode()
+    call = head(PREDICT, Content_Length=len(body)) + body
+    trusting = ssl.create_default_context(cafile=str(authority.file))
+    options = HttpOptions(tls=tls, unread_s=0.5)
+    with (
+        served(model, Setup(http=options)) as safe,
+        connected(safe.network.http_port, receive_bytes=4096) as raw,
+        trusting.wrap_socket(raw, server_hostname="127.0.0.1") as client,
+    ):
+        client.settimeout(0.2)
+        with suppress(OSError):  # the server reads no more before its answer is read
+            for _ in range(40):
+                client.sendall(call)
+        eventually(lambda: safe.refused("unread-answer") == 1)
+        safe.tls = trusting
+        assert safe.post("/v1/recommend", {"user_id": "ann"}).status == 200
 
 
 def test_a_slow_reader_that_reads_gets_everything(server):
@@ -455,7 +479,9 @@ EIGHT = struct.pack("<q", 1)
             lambda: tensor([2, 1], tf.resource.as_datatype_enum, b"x"), "is resource", id="resource"
         ),
         pytest.param(
-            lambda: tensor([2, 1], tf.string.as_datatype_enum, b"x"), "is string", id="string"
+            lambda: tensor([2, 1], tf.string.as_datatype_enum, b"", string_val=[b"x"]),
+            "is string [2, 1], expected int64",
+            id="string",
         ),
         pytest.param(
             lambda: tensor([2, 1], tf.qint8.as_datatype_enum, b"xx"), "is qint8", id="quantized"

@@ -21,6 +21,7 @@ from inference.listen import GrpcOptions, HttpOptions, Tls
 from inference.rest import RestPolicy
 from tests import raw_http2
 from tests.network_world import Served, Setup, plain, retrieve_inputs, served, tiny_model
+from tests.serving import ITEMS
 from tests.tls_proxy import Authority
 
 pytestmark = pytest.mark.tf
@@ -336,6 +337,42 @@ def test_rows_with_endless_names_are_refused_in_few_words(server):
     answer = server.post(PREDICT, {"instances": rows})
     assert answer.status == 400
     assert len(answer.body) < 5_000
+
+
+# --- requests with little in them
+
+
+def test_candidates_that_nobody_knows_are_ranked_last_and_all_come_back(server):
+    """They may be in the caller's catalogue before they are in ours."""
+    unknown = [f"unheard-of-{n}" for n in range(20)]
+    body = {"user_id": "ann", "k": 5, "candidates": unknown}
+    found = server.post("/v1/recommend", body).json
+    assert found["status"] == "OK"
+    assert len({item["item_id"] for item in found["items"]} & set(unknown)) == 5
+    body["candidates"] = [*unknown, "item-3"]
+    assert server.post("/v1/recommend", body).json["items"][0]["item_id"] == "item-3"
+
+
+def test_a_user_whose_row_has_no_history_is_answered_by_the_model(server):
+    server.world.row("nothing-yet", next_offset=3)
+    found = server.post("/v1/recommend", {"user_id": "nothing-yet", "k": 3}).json
+    assert (found["status"], found["events_offset"], len(found["items"])) == ("OK", 3, 3)
+
+
+def test_who_excludes_everything_gets_an_empty_answer(server):
+    body = {"user_id": "ann", "exclude": ITEMS}
+    found = server.post("/v1/recommend", body)
+    assert (found.status, found.json["items"]) == (200, [])
+
+
+def test_a_request_without_a_deadline_is_answered_within_that_of_the_server(model):
+    policy = RestPolicy(answer_s=0.3)
+    with served(model, Setup(rest=policy)) as slow:
+        assert slow.post("/v1/recommend", {"user_id": "ann"}).json["status"] == "OK"
+        with slow.world.live._changed:  # no model call can start
+            late = slow.post("/v1/recommend", {"user_id": "ann"})
+        assert (late.status, late.json["reason"]) == (504, "timeout")
+        assert slow.post("/v1/recommend", {"user_id": "ann"}).status == 200
 
 
 # --- gRPC frames

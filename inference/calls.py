@@ -284,9 +284,11 @@ def name_of(ref: ModelRef) -> str:
 
 
 def _padded(array: Array, size: int) -> Array:
-    """`array` with rows of zeros up to `size` rows."""
+    """`array` with rows of zeros up to `size` rows; of bytes, with its last row again."""
     if len(array) == size:
         return array
+    if array.dtype.kind == "O":
+        return array[np.minimum(np.arange(size), len(array) - 1)]
     padded = np.zeros((size, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded

@@ -154,7 +154,7 @@ class GrpcServer:
     ) -> Any:
         """A method as grpc calls it: let in, done, noted."""
 
-        async def answer(data: bytes, context: Any) -> Any:
+        async def answer(_: Any, context: Any) -> Any:
             admission = self._admission
             pairs = context.invocation_metadata() or ()
             span = _traced(method, pairs)
@@ -162,9 +162,10 @@ class GrpcServer:
             if call.trace is not None and call.trace.sampled:
                 context.set_trailing_metadata(((TRACERESPONSE, call.trace.own.traceparent),))
             try:
-                admission.hold(call, len(data))
                 metadata = dict(pairs)
                 await admission.admit(call, metadata.get("authorization"), Scope.PREDICT)
+                data = await self._message(context)
+                admission.hold(call, len(data))
                 async with asyncio.timeout(self._options.answer_s):
                     reply = await act(_read(message, data), call)
             except asyncio.CancelledError:  # the caller's deadline, or the caller is gone
@@ -180,9 +181,30 @@ class GrpcServer:
             return reply
 
         # Read by us: a malformed message is answered and noted as any other fault of a caller's.
-        return grpc.unary_unary_rpc_method_handler(
+        # As a stream, which is the same on the wire: of a unary call grpc waits for the message
+        # without end, and leaves a call without one unanswered.
+        return grpc.stream_unary_rpc_method_handler(
             answer, response_serializer=lambda reply: reply.SerializeToString()
         )
+
+    async def _message(self, context: Any) -> bytes:
+        """
+        The call's message.
+
+        Raises:
+            TimeoutError: it did not come in time.
+            Rejected: the call ended without one.
+        """
+        # Not cancelled, since grpc writes into what the reader holds: it ends with the call.
+        reading = asyncio.ensure_future(context.read())
+        done, _ = await asyncio.wait([reading], timeout=self._options.message_s)
+        if not done:
+            reading.add_done_callback(_drained)
+            raise TimeoutError
+        data = reading.result()
+        if data is grpc.aio.EOF:
+            raise Rejected(Reason.MISSING_FIELD, "the call holds no whole message")
+        return bytes(data)
 
     async def _predict(self, request: Any, call: Call) -> Any:
         signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
@@ -225,6 +247,12 @@ class GrpcServer:
         )
 
 
+def _drained(reading: asyncio.Future[Any]) -> None:
+    """What a call that was given up still read, or how that failed, is of no interest."""
+    if not reading.cancelled():
+        reading.exception()
+
+
 def _traced(method: _Method, metadata: Sequence[tuple[str, str | bytes]]) -> Traced:
     return Traced(
         headers=carried(metadata),
@@ -244,6 +272,8 @@ def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", options.max_metadata_bytes),
         ("grpc.max_concurrent_streams", options.max_streams),
         ("grpc.max_connection_idle_ms", options.idle_s * 1000),
+        ("grpc.max_connection_age_ms", options.age_s * 1000),
+        ("grpc.max_connection_age_grace_ms", round(options.answer_s * 1000)),
         # A peer that does not answer a ping is gone: its calls are dropped.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 10_000),

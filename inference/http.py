@@ -1,6 +1,7 @@
 """
-An ASGI application on a port: uvicorn, with what it lacks: time-outs for TLS handshakes and for
-headers, and a bound of headers. The one importer of `uvicorn` here.
+An ASGI application on a port: uvicorn, with what it lacks: time-outs for TLS handshakes, for
+headers and for answers that nobody reads, and bounds of headers and of connections. The one
+importer of `uvicorn` here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from inference.listen import HttpOptions
 from schemas.errors import Misconfigured
 
 BACKLOG = 1024
+# Beyond those that are served: they are told so (503). Yet more are closed unheard, since every one
+# holds a file descriptor that Kafka and Redis need as well.
+SPARE_CONNECTIONS = 64
 Dropped = Callable[[str, str, int], None]  # address, reason, bytes that had come
 
 
@@ -126,34 +130,60 @@ class _Bounds:
 
 
 class _Bounded(HttpToolsProtocol):
-    """Closes a connection whose next request does not begin in time, or begins too long."""
+    """
+    Closes a connection whose next request does not begin in time or begins too long, that sends
+    without end what is no body, or that does not read its answer.
+    """
 
     # uvicorn makes the protocol itself: what it must know is in its class (`_protocol`).
     bounds: ClassVar[_Bounds]
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    # Since a head or a piece of a body was complete. Heads of pipelined requests and what follows
+    # a chunked body count too: the parser keeps all of them in memory.
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # So we are told as long as anything is unsent, and can bound how long. (At 0, that of TLS
+        # would pause with nothing to send, for ever.)
+        transport.set_write_buffer_limits(high=1, low=0)
+        if len(self.connections) > self.bounds.options.max_connections + SPARE_CONNECTIONS:
+            self._drop("too-many-connections")
+            return
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
         if self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()
-        if self._timer is not None:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self._timer is not None and self._head_bytes > self.bounds.options.max_header_bytes:
+        if self._head_bytes > self.bounds.options.max_header_bytes:
             self._drop("large-header")
 
     def on_headers_complete(self) -> None:
         self._forget_head()
+        self._head_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
+        self._forget_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.bounds.options.unread_s, self._abort)
+
+    def resume_writing(self) -> None:
+        self._forget_unread()
+        super().resume_writing()
 
     def _expect_head(self) -> None:
         self._head_bytes = 0
@@ -164,11 +194,24 @@ class _Bounded(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def _drop(self, reason: str) -> None:
         self._forget_head()
         if not self.transport.is_closing():
-            self.bounds.dropped(self.client[0] if self.client else "", reason, self._head_bytes)
+            self._tell(reason)
             self.transport.close()
+
+    def _abort(self) -> None:
+        """What is unsent is thrown away: closing would wait for it."""
+        self._tell("unread-answer")
+        self.transport.abort()
+
+    def _tell(self, reason: str) -> None:
+        self.bounds.dropped(self.client[0] if self.client else "", reason, self._head_bytes)
 
 
 def _protocol(options: HttpOptions, dropped: Dropped) -> type[asyncio.Protocol]:

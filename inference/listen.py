@@ -24,6 +24,7 @@ class HttpOptions:
     header_s: float = 5.0  # in which the head of a request must come
     max_header_bytes: int = 32 << 10
     keep_alive_s: int = 30
+    unread_s: float = 30.0  # in which a client must read what was sent to it
     max_connections: int = 1024
     stop_s: int = 10  # how long calls under way may take when the server stops
 
@@ -41,5 +42,7 @@ class GrpcOptions:
     max_calls: int = 1024  # under way
     max_streams: int = 100  # of one connection
     idle_s: int = 300  # a connection without calls is closed
+    age_s: int = 3600  # after which a client has to connect anew
+    message_s: float = 10.0  # in which the message of a call must come
     answer_s: float = 30.0
     stop_s: float = 10.0  # how long calls under way may take when the server stops

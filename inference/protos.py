@@ -16,13 +16,14 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2
 
 from features.declare import Array
-from inference.tensors import Signature, TensorSpec
+from inference.tensors import MAX_RANK, Signature, TensorSpec
 from schemas.errors import Reason, Rejected
 
 SIGNATURE_DEF: Final = "signature_def"  # the one field that GetModelMetadata knows
 DEFAULT_SIGNATURE: Final = "serving_default"
 PREDICT_METHOD: Final = "tensorflow/serving/predict"
-_TYPES: Final = {tf.int64.as_datatype_enum, tf.int32.as_datatype_enum, tf.float32.as_datatype_enum}
+TYPES: Final = "int64, int32, float32 or string"
+_TYPES: Final = {one.as_datatype_enum for one in (tf.int64, tf.int32, tf.float32, tf.string)}
 
 
 def model_spec(name: str, version: int, signature: str) -> Any:
@@ -44,6 +45,10 @@ def arrays(tensors: Mapping[str, Any], max_values: int, *, of: str = "input") ->
     left = max_values
     found = {}
     for name, proto in tensors.items():
+        # Before they are multiplied: the product of all that a message holds would take minutes.
+        if (rank := len(proto.tensor_shape.dim)) > MAX_RANK:
+            detail = f"{of} {name[:100]!r} has {rank} dimensions, at most {MAX_RANK} are taken"
+            raise Rejected(Reason.OUT_OF_RANGE, detail)
         sizes = [dim.size for dim in proto.tensor_shape.dim]
         if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
             detail = f"{of} {name[:100]!r} has no full shape: {sizes[:8]}"
@@ -90,7 +95,7 @@ def signatures_in(told: Any) -> dict[str, Signature]:
 
 def _array(name: str, proto: tensor_pb2.TensorProto) -> Array:
     if proto.dtype not in _TYPES:
-        detail = f"{name} is {_type_name(proto.dtype)}, not int64, int32 or float32"
+        detail = f"{name} is {_type_name(proto.dtype)}, not {TYPES}"
         raise Rejected(Reason.OUT_OF_RANGE, detail)
     try:
         array: Array = tf.make_ndarray(proto)

@@ -47,7 +47,12 @@ JSON: Final = "application/json"
 PREDICT: Final = "tensorflow/serving/predict"  # how TensorFlow names the kind of a signature
 THREAD_BYTES: Final = 64 << 10  # larger bodies are read in a thread: others are answered meanwhile
 MAX_DIGITS: Final = 18  # of a version
-_TF_NAMES: Final = {"int64": "DT_INT64", "int32": "DT_INT32", "float32": "DT_FLOAT"}
+_TF_NAMES: Final = {
+    "int64": "DT_INT64",
+    "int32": "DT_INT32",
+    "float32": "DT_FLOAT",
+    "string": "DT_STRING",
+}
 # What went wrong in HTTP itself, as metrics and programs are told.
 _REASONS: Final = {404: "no-route", 405: "method", 408: "slow-body", 415: "content-type"}
 

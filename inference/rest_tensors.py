@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
 import numpy as np
 
 from features.declare import Array
-from inference.tensors import Signature, TensorSpec
+from inference.tensors import MAX_RANK, TEXT, Signature, TensorSpec
 from schemas.errors import Reason, Rejected
+
+BASE64: Final = "b64"  # an object of this one key is bytes
 
 
 def from_columns(inputs: Any, signature: Signature) -> dict[str, Array]:
@@ -37,13 +42,14 @@ def from_rows(instances: Sequence[Any], signature: Signature) -> dict[str, Array
     """
     if not instances:
         raise Rejected(Reason.MISSING_FIELD, "instances is empty: it holds an object for each row")
-    if not all(isinstance(row, Mapping) for row in instances):
+    if not all(isinstance(row, Mapping) and not _is_encoded(row) for row in instances):
         only = _only_input(signature, "instances")
         instances = [{only: row} for row in instances]
     names = instances[0].keys()
     for at, row in enumerate(instances):
         if row.keys() != names:
-            detail = f"instances[{at}] has other inputs than instances[0]: {sorted(row)[:20]}"
+            other = [name[:100] for name in sorted(row)[:20]]
+            detail = f"instances[{at}] has other inputs than instances[0]: {other}"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
     return {
         name: _stacked(name, [row[name] for row in instances], signature.inputs.get(name))
@@ -77,8 +83,19 @@ def to_rows(outputs: Mapping[str, Array]) -> bytes:
 
 
 def _encoded(name: str, value: Any) -> bytes:
-    """As TensorFlow Serving writes it: scores of places left empty are -Infinity."""
-    return json.dumps({name: value}).encode()
+    """
+    As TensorFlow Serving writes it: scores of places left empty are -Infinity, bytes are in base64.
+    """
+    return json.dumps({name: value}, default=_as_base64).encode()
+
+
+def _as_base64(value: bytes) -> dict[str, str]:
+    return {BASE64: base64.b64encode(value).decode()}
+
+
+def _is_encoded(value: Any) -> bool:
+    """Whether it is bytes, as TensorFlow Serving writes them: {"b64": "..."}."""
+    return isinstance(value, Mapping) and value.keys() == {BASE64}
 
 
 def _only_input(signature: Signature, field: str) -> str:
@@ -105,8 +122,38 @@ def _stacked(name: str, rows: Sequence[Any], spec: TensorSpec | None) -> Array:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
+def _kinds(name: str, value: Any) -> set[type]:
+    """
+    Of what types the values of nested lists are.
+
+    Raises:
+        Rejected: they are nested deeper than any tensor.
+
+    >>> sorted(kind.__name__ for kind in _kinds("k", [[1, 2.5], [None]]))
+    ['NoneType', 'float', 'int']
+    """
+    found: set[type] = set()
+    level: list[Any] = [value]
+    for _ in range(MAX_RANK + 1):
+        found |= set(map(type, level))
+        if list not in found:
+            return found
+        found.discard(list)
+        level = list(chain.from_iterable(one for one in level if type(one) is list))
+    detail = f"input {name[:100]!r} has more than {MAX_RANK} dimensions"
+    raise Rejected(Reason.OUT_OF_RANGE, detail)
+
+
 def _array(name: str, value: Any, spec: TensorSpec | None) -> Array:
     """The tensor; of an input that the signature does not have, of whatever type it is."""
+    if spec is not None and spec.dtype == TEXT:
+        return _texts(name, value)
+    # Before NumPy sees them: it gives every text of an array the room of the longest.
+    if not _kinds(name, value) <= {int, float}:
+        detail = (
+            f"input {name[:100]!r} holds values that are not {spec.dtype if spec else 'numbers'}"
+        )
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
     try:
         array = np.array(value)
     except ValueError as error:
@@ -123,3 +170,28 @@ def _array(name: str, value: Any, spec: TensorSpec | None) -> Array:
             raise Rejected(Reason.OUT_OF_RANGE, detail)
     with np.errstate(over="ignore"):  # becomes infinity, which is refused by its name
         return array.astype(wanted)
+
+
+def _texts(name: str, value: Any) -> Array:
+    """Texts and encoded bytes in nested lists, as an array of bytes objects."""
+    _kinds(name, value)  # they are not nested too deep
+    array = np.array(_plain(name, value), dtype=object)
+    if not all(type(one) is bytes for one in array.flat):
+        detail = f"input {name[:100]!r} is no tensor: its lists differ in length"
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
+    return array
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(name, one) for one in value]
+    if isinstance(value, str):
+        return value.encode()
+    if not _is_encoded(value) or not isinstance(value[BASE64], str):
+        detail = f'input {name[:100]!r} holds values that are no text and not {{"b64": "..."}}'
+        raise Rejected(Reason.OUT_OF_RANGE, detail)
+    try:
+        return base64.b64decode(value[BASE64], validate=True)
+    except (binascii.Error, ValueError) as error:
+        detail = f"input {name[:100]!r} holds what is not base64: {error}"
+        raise Rejected(Reason.UNDECODABLE, detail) from error

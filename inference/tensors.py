@@ -7,7 +7,7 @@ Pure: arrays in, arrays out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -15,11 +15,15 @@ import numpy as np
 
 from features.declare import Array
 from schemas.errors import NotServed, Reason, Rejected
+from schemas.images import ImageLimits, check_image
 
 # What the first axis of an input counts: rows (one a user), pairs (row x candidate, flattened), or
 # nothing, where the input is one value for the whole call.
 Lead = Literal["rows", "pairs", "none"]
 CANDIDATES: Final = "candidates"  # [rows, c]: says how many pairs a row has
+MAX_RANK: Final = 8  # of a tensor: TensorFlow's kernels take no more
+TEXT: Final = "string"  # TensorFlow's name for bytes; NumPy has objects
+IMAGES: Final = "_bytes"  # how inputs end that take encoded images, as for TensorFlow Serving
 K: Final = "k"  # how many items a row gets
 
 
@@ -27,7 +31,7 @@ K: Final = "k"  # how many items a row gets
 class TensorSpec:
     """One input or output of a signature."""
 
-    dtype: str  # as NumPy names it
+    dtype: str  # as NumPy names it, or "string"
     shape: tuple[int | None, ...]  # None: any size
     lead: Lead = "rows"
 
@@ -51,6 +55,9 @@ class TensorLimits:
     max_values: int = 1_000_000  # of all inputs together
     max_k: int = 500
     max_candidates: int = 5_000
+    max_text_bytes: int = 8 << 20  # of all texts together
+    image: ImageLimits = field(default_factory=ImageLimits)
+    max_pixels: int = 64_000_000  # of all images together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,7 @@ def checked(
     ]
     if problems:
         raise Rejected(Reason.OUT_OF_RANGE, "; ".join(problems))
+    _check_texts(inputs, signature, limits)
     return dict(inputs), _rows(inputs, signature, limits)
 
 
@@ -155,8 +163,9 @@ def divided(outputs: Mapping[str, Array], rows: Iterable[int]) -> list[dict[str,
 
 def _problem(name: str, array: Array, spec: TensorSpec) -> str:
     """Why an input does not fit, or an empty text."""
-    given = f"{array.dtype.name} {list(array.shape)}"
-    if array.dtype.name != spec.dtype:
+    dtype = TEXT if array.dtype.kind == "O" else array.dtype.name
+    given = f"{dtype} {list(array.shape)}"
+    if dtype != spec.dtype:
         return f"input {name!r} is {given}, expected {spec}"
     fits = len(array.shape) == len(spec.shape) and all(
         size is None or size == has for size, has in zip(spec.shape, array.shape, strict=True)
@@ -202,3 +211,28 @@ def _check_pairs(
     if wrong:
         detail = f"{len(inputs[wrong[0]])} values of {wrong[0]!r} for {rows} x {wide} candidates"
         raise Rejected(Reason.OUT_OF_RANGE, detail)
+
+
+def _check_texts(inputs: Mapping[str, Array], signature: Signature, limits: TensorLimits) -> None:
+    """Bytes that the model would copy or decode, before it does."""
+    # Of all places: one text can be said to stand in each of them.
+    texts = {name: inputs[name] for name, spec in signature.inputs.items() if spec.dtype == TEXT}
+    size = sum(len(text) for array in texts.values() for text in array.flat)
+    if size > limits.max_text_bytes:
+        detail = f"{size} bytes in all texts, at most {limits.max_text_bytes} are taken"
+        raise Rejected(Reason.TOO_LARGE, detail)
+    pixels = 0
+    for name, array in texts.items():
+        if name.endswith(IMAGES):
+            for at, data in enumerate(array.flat):
+                pixels += _pixels(f"input {name!r}, number {at}", data, limits.image)
+    if pixels > limits.max_pixels:
+        detail = f"{pixels} pixels in all images, at most {limits.max_pixels} are taken"
+        raise Rejected(Reason.TOO_LARGE, detail)
+
+
+def _pixels(place: str, data: bytes, limits: ImageLimits) -> int:
+    try:
+        return check_image(data, None, limits).pixels
+    except Rejected as rejected:
+        raise Rejected(rejected.reason, f"{place}: {rejected.detail}") from rejected

@@ -8,7 +8,7 @@ Kafka timestamp is its shifted event time. Speed 100 sends 100 seconds of the da
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,7 +17,9 @@ from ingest.datasets import Dataset
 from ingest.log import Delivered, Outgoing, Producer
 from ingest.topics import Topics
 from schemas.codec import Codec
+from schemas.errors import Rejected
 from schemas.events import Item, UserEvent
+from schemas.images import ImageLimits, check_image
 from schemas.registry import Registry
 
 # A paced replay reports, and hands over what it has sent, this often.
@@ -134,6 +136,7 @@ class Replay:
 
         Raises:
             BrokerUnavailable: something was not delivered.
+            Rejected: an item's image is none or too large; nothing was sent.
         """
         shift_ms = plan.end_ms - self._dataset.last_ms
         started_s = self._clock.monotonic_s()
@@ -152,6 +155,7 @@ class Replay:
         return sent
 
     def _send_items(self, shift_ms: int, sent: Sent) -> None:
+        _check_images(self._dataset.items)
         for item in self._dataset.items:
             published = None if item.published_at is None else item.published_at + shift_ms
             self._producer.send(
@@ -208,3 +212,15 @@ class Replay:
                 self._producer.flush(60.0)  # serves delivery reports; nothing waits in a pause
                 if on_progress is not None:
                     on_progress(sent)
+
+
+def _check_images(items: Iterable[Item]) -> None:
+    """Whoever reads the catalogue may decode them."""
+    limits = ImageLimits()
+    for item in items:
+        if item.image is not None:
+            try:
+                check_image(item.image, None, limits)
+            except Rejected as rejected:
+                detail = f"item {item.item_id!r}: {rejected.detail}"
+                raise Rejected(rejected.reason, detail) from rejected

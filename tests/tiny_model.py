@@ -65,16 +65,28 @@ class TinyModel(tf.Module):
         scores = tf.where(tf.reduce_sum(same, axis=2) > 0, known, self.floor)
         return self._given(scores + self._user(inputs)[:, None])
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def measure(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        """A signature that decodes images: [batch, 3] height, width and channels of each."""
+
+        def size(data: tf.Tensor) -> tf.Tensor:
+            return tf.shape(tf.io.decode_image(data, expand_animations=False))
+
+        sizes = tf.map_fn(size, image_bytes, fn_output_signature=tf.TensorSpec([3], tf.int32))
+        return {"sizes": sizes, "given": image_bytes}
+
 
 def export(
     folder: Path, features: FeatureSet, items: NDArray[np.uint64], *, fault: Fault = ""
 ) -> None:
-    """Write the model with its warm-up set and golden calls."""
+    """Write the model with its warm-up set and golden calls, and the signature `measure`."""
     model = TinyModel(items, features, fault=fault)
     specs = expected_inputs(features)
     retrieve = tf.function(model.retrieve).get_concrete_function(**_tf(specs[RETRIEVE]))
     rank = tf.function(model.rank).get_concrete_function(**_tf(specs[RANK]))
-    signatures = {RETRIEVE: retrieve} | ({} if fault == "no-rank" else {RANK: rank})
+    signatures = {RETRIEVE: retrieve, "measure": model.measure} | (
+        {} if fault == "no-rank" else {RANK: rank}
+    )
     tf.saved_model.save(model, str(folder), signatures=signatures)
     samples = [
         (RETRIEVE, {"k": np.int32(3)}),

@@ -301,7 +301,7 @@ def test_the_initialiser_that_tensorflow_serving_lists_is_no_signature(folder, h
         told.signature_def["__saved_model_init_op"].outputs["op"].name = "NoOp"
 
     with lying(Liar(here, told=with_initialiser)) as port, remote(folder, port) as model:
-        assert set(model.signatures) == {"serving_default", "rank"}
+        assert set(model.signatures) == {"serving_default", "rank", "measure"}
 
 
 def backwards(folder: Path):

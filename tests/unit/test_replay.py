@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ingest.memory import MemoryLog, MemoryProducer, MemorySource
 from ingest.replay import Replay, ReplayPlan, Sent
 from ingest.topics import Topics
 from schemas.codec import Decoder
+from schemas.errors import Rejected
 from schemas.events import Item, UserEvent
 from schemas.registry import MemoryRegistry
 
@@ -116,3 +118,17 @@ def test_the_last_offset_of_each_partition_is_known(films: Dataset) -> None:
 def test_a_plan_without_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="got"):
         ReplayPlan(end_ms=0, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (b"text", "item '7': no image"),
+        (b"GIF89a" + b"\xff\xff\xff\xff\0\0\0;", "item '7': an image/gif of 65535 x 65535 pixels"),
+    ],
+)
+def test_an_item_whose_image_must_not_be_decoded_is_not_sent(films, image, told):
+    stage = Stage(replace(films, items=(replace(films.items[0], image=image),)))
+    with pytest.raises(Rejected, match=told):
+        stage.replay.run(ReplayPlan(end_ms=END_MS))
+    assert list(stage.batches(TOPICS.item_updates)) == []

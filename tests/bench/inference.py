@@ -7,7 +7,7 @@ measured.
 
 from __future__ import annotations
 
-from tests.bench import batching, delivery, ranking, retrieval, starting, swapping
+from tests.bench import batching, delivery, network, ranking, retrieval, starting, swapping
 from tests.bench.harness import Part
 from tests.bench.world import World
 
@@ -17,6 +17,7 @@ PARTS: tuple[Part[World], ...] = (
     Part(name="batcher", run=batching.run),
     Part(name="retrieval", run=retrieval.run),
     Part(name="rank", run=ranking.run),
+    Part(name="network", run=network.run),
     Part(name="swap", run=swapping.run),
     Part(name="start", run=starting.run),
 )

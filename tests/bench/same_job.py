@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import subprocess
-import venv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +22,7 @@ from ingest.settings import Settings
 from ingest.topics import Topics
 from schemas.codec import Codec
 from schemas.events import EventType, UserEvent
+from tests.bench.environment import SAID, installed
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, seconds
 from tests.bench.peers import row
@@ -40,8 +38,7 @@ SHARE = 6  # of all events, one in so many: a peer takes seconds for what we do 
 SAMPLE = 500
 TIMES = 10.0  # what is aimed at, or half of consuming alone
 PASSES = 3
-INSTALL_S, RUN_S = 300.0, 180.0
-SAID = 400  # characters of what a peer said when it failed
+RUN_S = 180.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +67,7 @@ def run(world: World) -> Iterator[Figure]:
     ours = runs[PASSES // 2]
     expected = _ours(world, settings)
     rates: dict[str, float] = {}
-    interpreter = installed(world.directory.parent / "peers-venv")
+    interpreter = installed(LOCK, world.directory.parent / "peers-venv")
     for peer, module in PEERS.items():
         for state, described in STATES.items():
             task = _task(world, count, module, state)
@@ -111,24 +108,6 @@ def run(world: World) -> Iterator[Figure]:
         note="one process each; a peer's time runs from its first record to its last written row, "
         "ours from before the first poll",
     )
-
-
-def installed(folder: Path) -> Path | str:
-    """The peers' interpreter, installed on demand; or why it cannot be."""
-    stamp, wanted = folder / "lock.sha256", hashlib.sha256(LOCK.read_bytes()).hexdigest()
-    python = folder / "bin" / "python"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(LOCK)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_S)
-    except subprocess.SubprocessError as error:
-        said = getattr(error, "stderr", None) or b""
-        return f"the peers cannot be installed: {error}: {said.decode()[-SAID:]}"
-    stamp.write_text(wanted)
-    return python
 
 
 def _produce(world: World) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from rich.console import Console
 
 from features.hashing import hash_ids
 from schemas.events import EventType
-from tests.bench import batching, figures, measure, plots, same_job
+from tests.bench import batching, figures, measure, network, plots, same_job
 from tests.bench.figures import Figure, figure
 from tests.bench.harness import Outcome, Part, measured, print_table, write
+from tests.bench.load import Answers, BadAnswer, over_http, post
 from tests.bench.peers import row
 from tests.bench.peers.task import Task
 from tests.bench.shop import MIX, Shop
@@ -173,10 +176,19 @@ def test_a_peer_that_cannot_be_installed_is_said_so_and_breaks_nothing(tmp_path:
     assert found.error == "the peers cannot be installed: no network"
 
 
-def test_the_lock_of_the_peers_pins_and_hashes_everything_and_names_no_registry() -> None:
-    text = same_job.LOCK.read_text()
+@pytest.mark.parametrize(
+    ("lock", "peers"),
+    [
+        (same_job.LOCK, {"quixstreams", "bytewax", "faust-streaming"}),
+        (network.LOCK, {"litserve", "bentoml", "tensorflow-cpu"}),
+    ],
+)
+def test_a_lock_of_peers_pins_and_hashes_everything_and_names_no_registry(
+    lock: Path, peers: set[str]
+) -> None:
+    text = lock.read_text()
     packages = [entry for entry in text.split("\n") if entry and not entry.startswith(" ")]
-    assert {"quixstreams", "bytewax", "faust-streaming"} <= {p.split("==")[0] for p in packages}
+    assert peers <= {p.split("==")[0] for p in packages}
     assert all("==" in package and package.endswith("\\") for package in packages)
     assert "://" not in text
 
@@ -214,3 +226,63 @@ def test_batchers_are_drawn(tmp_path: Path) -> None:
     points = {100: 5.0, 200: 9.0}
     plots.curves(tmp_path, "x", {"batcher-bursty-ours": points, "batcher-poisson-fixed": points})
     assert [path.name for path in tmp_path.iterdir()] == ["x-batchers.png"]
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nserver: x\r\n\r\nhello"
+
+
+def test_an_answer_is_cut_out_wherever_its_packets_end() -> None:
+    for at in range(1, len(OK)):
+        cut = Answers()
+        assert cut.taken(OK[:at]) + cut.taken(OK[at:]) == [b"hello"]
+
+
+def test_answers_that_come_together_are_cut_apart() -> None:
+    cut = Answers()
+    assert cut.taken(OK + OK + OK[:-2]) == [b"hello", b"hello"]
+    assert cut.taken(OK[-2:]) == [b"hello"]
+
+
+def test_an_empty_body_is_an_answer() -> None:
+    assert Answers().taken(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") == [b""]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (OK.replace(b"200 OK", b"503 Busy"), "503 Busy.*hello"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "without Content-Length"),
+    ],
+)
+def test_an_answer_that_is_not_good_is_raised(answer: bytes, said: str) -> None:
+    with pytest.raises(BadAnswer, match=said):
+        Answers().taken(answer)
+
+
+def test_each_call_of_a_load_gets_its_own_answer() -> None:
+    def handle(connection: socket.socket) -> None:
+        with connection, connection.makefile("rwb") as stream:
+            while stream.readline():
+                while (line := stream.readline().strip().lower()) != b"":
+                    if line.startswith(b"content-length:"):
+                        size = int(line.split(b":")[1])
+                body = stream.read(size)
+                stream.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body)
+                stream.flush()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            pool.submit(lambda: handle(listening.accept()[0]))
+        calls = [post("/", str(n).encode()) for n in range(20)]
+        load = over_http(listening.getsockname()[1], calls, 3)
+    assert load.answers == [str(n).encode() for n in range(20)]
+    assert min(load.latencies_s) > 0
+
+
+def test_a_server_with_other_answers_is_found_out() -> None:
+    ours = [{"items": [1, 2], "scores": [2.0, 1.0]}]
+    bare, named = json.dumps(ours).encode(), json.dumps({"predictions": ours}).encode()
+    assert network.unlike(ours, [bare]) == network.unlike(ours, [named]) == ""
+    assert "differ from ours by up to 0.5" in network.unlike(ours, [bare.replace(b"1.0", b"1.5")])
+    assert "only 50.0% of the items" in network.unlike(ours, [bare.replace(b"[1, 2]", b"[1, 3]")])
+    assert "scores of shape" in network.unlike(ours, [b"[]"])

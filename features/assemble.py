@@ -8,6 +8,7 @@ gives the views by feature name that the model's signature and the TFRecords use
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,21 @@ def named(
             view = matrix[:, part]
             found[name] = view[:, 0] if view.shape[1] == 1 else view
     return found
+
+
+def packed_users(features: FeatureSet, given: Mapping[str, Array]) -> UserFeatures:
+    """The user features of n requests by name as `named` tells them, packed again."""
+    longs, floats = (
+        np.concatenate(
+            [
+                given[name].reshape(len(given[name]), -1)
+                for name in features.slices(Level.USER, kind)
+            ],
+            axis=1,
+        )
+        for kind in ("int64", "float32")
+    )
+    return UserFeatures(longs=longs, floats=floats)
 
 
 class Narrowing:

@@ -24,6 +24,7 @@ from inference.tensors import (
     Signature,
     TensorCall,
     TensorLimits,
+    Unread,
     checked,
     divided,
     grouped,
@@ -156,11 +157,14 @@ class Api:
         self,
         choice: ModelChoice,
         signature: str,
-        inputs: Mapping[str, Array],
+        inputs: Mapping[str, Array] | Unread,
         trace: Trace | None = None,
     ) -> Predicted:
         """
         The outputs of one signature of one version.
+
+        Args:
+            inputs: those that are not read yet are read and checked with those of other calls.
 
         Raises:
             NotServed: no such model, version, label or signature.
@@ -169,8 +173,10 @@ class Api:
         """
         version, model = self.model(choice)
         spec = signature_of(model.signatures, signature)
-        taken, rows = checked(inputs, spec, self._policy.tensors)
-        call = TensorCall(version=version, signature=signature, inputs=taken, rows=rows)
+        taken, rows = inputs, len(inputs)
+        if isinstance(inputs, Mapping):
+            taken, rows = checked(inputs, spec, self._policy.tensors)
+        call = TensorCall(version=version, signature=signature, spec=spec, inputs=taken, rows=rows)
         since_s = self._clock.monotonic_s()
         found = await self._predict.ask(call)
         if trace is not None and trace.sampled:
@@ -286,7 +292,9 @@ class Api:
         rows = [call.rows for call in calls.values()]
         try:
             model = _model(deployment, first.version)
-            outputs = model.predict(first.signature, merged([first, *others]), sum(rows))
+            outputs = model.predict(
+                first.signature, merged([first, *others], self._policy.tensors), sum(rows)
+            )
         except MillstreamError as error:
             if not others:
                 return dict.fromkeys(calls, error)

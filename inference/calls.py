@@ -5,7 +5,7 @@ A model's calls, whatever runs its signatures: cut, padded, named, and looked at
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -103,10 +103,13 @@ class CalledModel(ABC):
     def signatures(self) -> Mapping[str, Signature]:
         return self._signatures
 
-    def warm(self, sizes: Iterable[int] | None = None) -> None:
+    def warm(self, sizes: Iterable[int] | None = None, rarely: Collection[str] = ()) -> None:
         """
         Replay the sampled inputs at every batch size (those of signatures that serving hardly calls
         at the first alone), then compare with the trainer's outputs.
+
+        Args:
+            rarely: signatures that are hardly called, beside those that serving does without.
 
         Raises:
             Refused: samples are missing, or the outputs are not those of the trainer.
@@ -115,7 +118,7 @@ class CalledModel(ABC):
         every = tuple(sizes or self._style.batch_sizes)
         # Serving retrieves by the towers where there are any, and makes its index before it serves:
         # the graph's own retrieval over a large catalogue would take most of a start.
-        rare = (RETRIEVE, ITEMS) if QUERY in self.signatures else ()
+        rare = {*rarely, *((RETRIEVE, ITEMS) if QUERY in self.signatures else ())}
         for call in read_calls(self._folder / WARMUP):
             for size in every[:1] if call.signature in rare else every:
                 inputs = _resized(call, size)

@@ -19,10 +19,10 @@ from inference.backend import Backend, Runtime
 from inference.calls import CalledModel
 from inference.model import Model, ModelRef
 from inference.registry import ModelFacts, ModelRegistry, read_manifest
-from inference.samples import QUERY, USER_FLOATS, USER_LONGS, WARMUP, read_calls
+from inference.samples import QUERY, RANK, USER_FLOATS, USER_LONGS, WARMUP, read_calls
 from inference.set_router import SetServices
 from inference.signature import Keyring
-from inference.towers import TowerModel, has_towers
+from inference.towers import TowerModel, has_towers, ranks_by_product
 from ingest.clock import Clock
 from ingest.metrics import Metrics
 from schemas.errors import Refused
@@ -83,9 +83,13 @@ class RegistryLoader:
             opened_model = opened(copy, ref, features)
             model: Model = opened_model
             try:
-                opened_model.warm()
+                # First: such a model is never asked to rank, which is most of a warm-up.
+                products = has_towers(opened_model) and ranks_by_product(
+                    opened_model, features, read_calls(copy / WARMUP)
+                )
+                opened_model.warm(rarely=(RANK,) if products else ())
                 model = self._sets.kept_for(opened_model, features)
-                return self._indexed(model, features, copy)
+                return self._indexed(model, features, copy, products=products)
             except BaseException:
                 model.close()
                 raise
@@ -115,7 +119,9 @@ class RegistryLoader:
             use_threads(self._calls.threads)
         return partial(SavedModel, batch_sizes=sizes)
 
-    def _indexed(self, model: Model, features: FeatureSet, folder: Path) -> Model:
+    def _indexed(
+        self, model: Model, features: FeatureSet, folder: Path, *, products: bool
+    ) -> Model:
         """A model with both towers on top of an index of the catalogue; any other as it is."""
         if not has_towers(model):
             return model
@@ -128,6 +134,7 @@ class RegistryLoader:
             served_by.items,
             _sampled_users(folder),
             self._metrics,
+            products=products,
             threads=self._calls.threads,
         )
         found.catch_up()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,8 +88,8 @@ class RemoteModel(CalledModel):
             self.close()
             raise
 
-    def warm(self, sizes: Any = None) -> None:
-        super().warm(sizes)
+    def warm(self, sizes: Iterable[int] | None = None, rarely: Collection[str] = ()) -> None:
+        super().warm(sizes, rarely)
         self._deadline_s = self._policy.deadline_s
 
     def close(self) -> None:

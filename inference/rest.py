@@ -6,7 +6,7 @@ for recommendations and events. What a call may do is decided by `inference.admi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from features.declare import Array
 from inference import rest_tensors
 from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
@@ -252,14 +253,13 @@ class _Rest:
         choice = _choice(request)
         _, model = self._api.model(choice)
         signature = signature_of(model.signatures, asked.signature_name)
-        inputs = await _aside(
-            len(body),
-            lambda: (
-                rest_tensors.from_columns(columns, signature)
-                if isinstance(rows, msgspec.UnsetType)
-                else rest_tensors.from_rows(rows, signature)
-            ),
-        )
+        inputs: Mapping[str, Array] | rest_tensors.Rows
+        if isinstance(rows, msgspec.UnsetType):
+            inputs = await _aside(len(body), lambda: rest_tensors.from_columns(columns, signature))
+        elif len(body) < THREAD_BYTES and rest_tensors.plain(rows, signature):
+            inputs = rest_tensors.Rows(rows, signature)
+        else:
+            inputs = await _aside(len(body), lambda: rest_tensors.from_rows(rows, signature))
         trace = request.state.call.trace
         found = await self._api.predict(choice, asked.signature_name, inputs, trace)
         write = rest_tensors.to_rows if by_rows else rest_tensors.to_columns

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ CANDIDATES: Final = "candidates"  # [rows, c]: says how many pairs a row has
 MAX_RANK: Final = 8  # of a tensor: TensorFlow's kernels take no more
 TEXT: Final = "string"  # TensorFlow's name for bytes; NumPy has objects
 IMAGES: Final = "_bytes"  # how inputs end that take encoded images, as for TensorFlow Serving
+_NUMBERS: Final = {name: np.dtype(name) for name in ("int64", "int32", "float32")}
 K: Final = "k"  # how many items a row gets
 
 
@@ -60,17 +61,41 @@ class TensorLimits:
     max_pixels: int = 64_000_000  # of all images together
 
 
+class Unread(Protocol):
+    """
+    Inputs as they came, of few values. A call has a hundred: reading those of a whole batch at once
+    takes little longer than reading those of one call.
+    """
+
+    def __len__(self) -> int:
+        """Rows."""
+
+    def key(self) -> tuple[object, ...]:
+        """What has equal keys can be read together."""
+
+    def read(self, others: Sequence[Any]) -> dict[str, Array]:
+        """
+        The inputs of this one's rows, then those of the others, which are of its own type.
+
+        Raises:
+            Rejected: some of them are no tensors of the signature's types.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorCall:
-    """One checked call: its inputs fit the signature of that version."""
+    """One call: its inputs fit the signature of that version, or are read and checked later."""
 
     version: int
     signature: str
-    inputs: Mapping[str, Array]
+    spec: Signature
+    inputs: Mapping[str, Array] | Unread
     rows: int
 
     def key(self) -> tuple[object, ...]:
         """Calls with equal keys can be made as one: they differ in rows only."""
+        if not isinstance(self.inputs, Mapping):
+            return (self.version, self.signature, type(self.inputs), *self.inputs.key())
         parts = [
             (name, array.shape[1:], array.tobytes() if array.ndim == 0 else b"")
             for name, array in sorted(self.inputs.items())
@@ -136,13 +161,25 @@ def grouped(calls: Sequence[TensorCall], max_rows: int) -> list[list[int]]:
     return groups
 
 
-def merged(calls: Sequence[TensorCall]) -> dict[str, Array]:
-    """The inputs of calls with equal keys as those of one call."""
-    if len(calls) == 1:
-        return dict(calls[0].inputs)
-    first = calls[0].inputs
+def merged(calls: Sequence[TensorCall], limits: TensorLimits) -> dict[str, Array]:
+    """
+    The inputs of calls with equal keys as those of one call.
+
+    Raises:
+        Rejected: some of them, read only now, do not fit; or not within the limits of one call.
+    """
+    given = [call.inputs for call in calls]
+    first, *others = given
+    if not isinstance(first, Mapping):
+        found, rows = checked(first.read(others), calls[0].spec, limits)
+        if rows != sum(call.rows for call in calls):
+            raise Rejected(Reason.OUT_OF_RANGE, f"{rows} rows in inputs of {len(calls)} calls")
+        return found
+    if not others:
+        return dict(first)
+    arrays = [one for one in given if isinstance(one, Mapping)]
     return {
-        name: array if array.ndim == 0 else np.concatenate([call.inputs[name] for call in calls])
+        name: array if array.ndim == 0 else np.concatenate([one[name] for one in arrays])
         for name, array in first.items()
     }
 
@@ -163,6 +200,10 @@ def divided(outputs: Mapping[str, Array], rows: Iterable[int]) -> list[dict[str,
 
 def _problem(name: str, array: Array, spec: TensorSpec) -> str:
     """Why an input does not fit, or an empty text."""
+    if array.dtype == _NUMBERS.get(spec.dtype) and array.shape[1:] == spec.shape[1:]:
+        plain = array.ndim > 0 and spec.shape[:1] == (None,)  # of most inputs, which are many
+        if plain and (array.dtype.kind != "f" or np.isfinite(array).all()):
+            return ""
     dtype = TEXT if array.dtype.kind == "O" else array.dtype.name
     given = f"{dtype} {list(array.shape)}"
     if dtype != spec.dtype:

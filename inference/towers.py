@@ -10,7 +10,7 @@ the model's own item tower when the model is loaded, and follows the table from 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
@@ -18,11 +18,12 @@ import structlog
 from numpy.typing import NDArray
 
 from features import rows
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemFeatures, UserFeatures, packed_users
 from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
+from inference.calls import TOLERANCE
 from inference.model import Model, ModelRef, Scored, ServedModel
-from inference.samples import ITEM, ITEMS, QUERY, USER_FLOATS, USER_LONGS
-from inference.tensors import Signature
+from inference.samples import ITEM, ITEMS, QUERY, RANK, USER_FLOATS, USER_LONGS, Call
+from inference.tensors import CANDIDATES, Signature
 from inference.vectors import Mask, Matrix, Search, VectorIndex, no_vectors, use_threads
 from ingest.clock import Clock
 from ingest.metrics import Metrics
@@ -45,11 +46,45 @@ def has_towers(model: Model) -> TypeGuard[ServedModel]:
     return isinstance(model, ServedModel) and {QUERY, ITEMS} <= model.signatures.keys()
 
 
+def ranks_by_product(model: ServedModel, features: FeatureSet, calls: Iterable[Call]) -> bool:
+    """
+    Whether `rank` is the product of the towers, as sampled calls of it tell.
+
+    It is not where it looks at more of a candidate than the item tower does: then other scores come
+    out, or they change with what the tower does not take.
+    """
+    sampled = [call.inputs for call in calls if call.signature == RANK]
+    try:
+        return bool(sampled) and all(_is_product(model, features, inputs) for inputs in sampled)
+    except MillstreamError:  # whoever warms the model tells what is wrong with it
+        return False
+
+
+def _is_product(model: ServedModel, features: FeatureSet, inputs: Mapping[str, Array]) -> bool:
+    candidates = inputs[CANDIDATES]
+    rows = len(candidates)
+    users = packed_users(features, inputs)
+    packed: dict[str, Array] = {USER_LONGS: users.longs, USER_FLOATS: users.floats}
+    own = {name: inputs[name] for name in model.signatures[ITEMS].inputs if name != ITEM}
+    queries = model.predict(QUERY, packed, rows)["vector"]
+    vectors = model.predict(ITEMS, own | {ITEM: candidates.ravel()}, candidates.size)["vectors"]
+    product = np.einsum("bd,bcd->bc", queries, vectors.reshape(*candidates.shape, -1))
+    others = {f.name: inputs[f.name] + 1 for f in features.of(Level.ITEM) if f.name not in own}
+    for asked in (inputs, {**inputs, **others}):
+        scores = model.predict(RANK, asked, rows)["scores"]
+        near = np.abs(scores - product) <= TOLERANCE * (1 + np.abs(product))
+        if not near[candidates != 0].all():
+            return False
+    return True
+
+
 class TowerModel:
     """
     Implements `inference.model.Model` and `TensorModel` on a model with both towers.
 
-    `retrieve` takes one call of the query tower and a search; the rest is the model's own.
+    `retrieve` takes one call of the query tower and a search. `rank` takes the same call and the
+    candidates' vectors of the index, where that is what the model's own `rank` computes; the rest
+    is the model's own.
     """
 
     def __init__(
@@ -60,6 +95,7 @@ class TowerModel:
         sample: UserFeatures,
         metrics: Metrics,
         *,
+        products: bool = False,
         threads: int = 0,
     ) -> None:
         """
@@ -67,6 +103,7 @@ class TowerModel:
             model: closed with this one.
             items: followed.
             sample: users that the index is tuned on until others have asked.
+            products: whether the model's `rank` is its towers' product, see `ranks_by_product`.
             threads: of a search; 0: as many as there are processors.
 
         Raises:
@@ -75,6 +112,7 @@ class TowerModel:
         self._model = model
         self._items = items
         self._metrics = metrics
+        self._products = products
         self._threads = threads
         self._inputs = _ItemInputs(features, items, tuple(model.signatures[ITEMS].inputs))
         self._digests = np.zeros(0, np.uint64)  # [size] of what each vector was made from
@@ -113,7 +151,12 @@ class TowerModel:
     def rank(
         self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
     ) -> NDArray[np.float32]:
-        return self._model.rank(users, candidates, items)
+        at = self._places(candidates) if self._products else None
+        if at is None:
+            return self._model.rank(users, candidates, items)
+        vectors = self._index.vectors(at.ravel()).reshape(*at.shape, self._width)
+        scores = (vectors @ self._queries(users)[:, :, None])[:, :, 0]
+        return np.where(candidates == 0, np.float32(-np.inf), scores)
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -204,6 +247,13 @@ class TowerModel:
             given = "nothing" if found is None else f"shape {list(found.shape)}"
             raise ModelFault(f"{signature}: {output} of {count} rows is {given}")
         return np.ascontiguousarray(found, np.float32)
+
+    def _places(self, candidates: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+        """[b, c] places in the index, 0 where there is no candidate; None: one is not there yet."""
+        at = self._items.index(candidates.ravel()).reshape(candidates.shape)
+        at[candidates == 0] = 0
+        known = self._index.size > 0 and ((at >= 0) & (at < self._index.size)).all()
+        return at if known else None
 
     def _search(self) -> Search:
         """Among what is available now."""

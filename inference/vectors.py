@@ -142,6 +142,23 @@ class VectorIndex:
             tail=vectors[:0],
         )
 
+    def vectors(self, at: Places) -> Matrix:
+        """
+        The vectors [m, d] of places [m], each below `size`; they may repeat.
+
+        >>> index = no_vectors(1).put(np.arange(3), np.array([[5], [6], [7]], np.float32))
+        >>> index.vectors(np.array([2, 0, 2])).ravel().tolist()
+        [7.0, 5.0, 7.0]
+        """
+        if self.inverted is None:
+            return self.tail[at]  # of all places, in order
+        found = np.empty((len(at), self.tail.shape[1]), np.float32)
+        beside = at >= len(self.replaced)
+        beside[~beside] = self.replaced[at[~beside]]
+        found[beside] = self.tail[np.searchsorted(self.tail_at, at[beside])]
+        found[~beside] = self.inverted.index.reconstruct_batch(at[~beside])
+        return found
+
     def tuned(self, queries: Matrix) -> VectorIndex:
         """The same, its probes measured anew on these queries."""
         if self.inverted is None:

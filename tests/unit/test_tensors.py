@@ -96,7 +96,9 @@ def test_an_unknown_signature_is_told_with_those_there_are():
 
 def call(rows: int, k: int, version: int = 1) -> TensorCall:
     inputs = {"age": np.arange(rows), "k": np.array(k, np.int32)}
-    return TensorCall(version=version, signature="serving_default", inputs=inputs, rows=rows)
+    return TensorCall(
+        version=version, signature="serving_default", spec=RETRIEVE, inputs=inputs, rows=rows
+    )
 
 
 def test_calls_that_differ_in_more_than_rows_are_made_apart():
@@ -114,7 +116,7 @@ def test_every_call_gets_the_outputs_of_its_own_rows(given_calls, max_rows):
     for group in grouped(calls, max_rows):
         part = [calls[at] for at in group]
         assert len(group) == 1 or sum(c.rows for c in part) <= max_rows
-        inputs = merged(part)
+        inputs = merged(part, TensorLimits())
         outputs = {"twice": 2 * inputs["age"] + inputs["k"]}
         for at, answer in zip(group, divided(outputs, [c.rows for c in part]), strict=True):
             seen[at] = answer["twice"].tolist()

@@ -40,7 +40,9 @@ class GrpcOptions:
     max_metadata_bytes: int = 32 << 10
     max_values: int = 1_000_000  # of all tensors of a call together
     max_calls: int = 1024  # under way
-    max_streams: int = 100  # of one connection
+    # Of one connection. A stream counts until its end is acknowledged: a client with 60 calls under
+    # way may have 100, and what is over the limit is refused, not queued.
+    max_streams: int = 1024
     idle_s: int = 300  # a connection without calls is closed
     age_s: int = 3600  # after which a client has to connect anew
     message_s: float = 10.0  # in which the message of a call must come

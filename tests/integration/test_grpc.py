@@ -23,6 +23,7 @@ from tensorflow_serving.apis import (
 )
 
 from inference.listen import GrpcOptions
+from inference.protos import arrays
 from ingest.tracing import Kind, MemoryTracer
 from schemas.errors import Misconfigured
 from tests.network_world import Setup, rank_inputs, retrieve_inputs, served, tiny_model
@@ -149,6 +150,22 @@ def test_a_call_that_does_not_fit_is_refused_with_what_was_expected(stub, reques
     found, message = code(lambda: stub.Predict(request_of(), 20))
     assert (found.name, told in message) == (status, True), message
     goes_on(stub)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32"])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (0,), (1, 0)])
+def test_tensors_come_as_they_were_sent(dtype, shape):
+    sent = np.arange(-1, np.prod(shape, dtype=int) - 1).astype(dtype).reshape(shape)
+    for proto in (tf.make_tensor_proto(sent), tf.make_tensor_proto(sent.tolist(), dtype, shape)):
+        found = arrays({"a": proto}, 100)["a"]
+        assert (found.dtype, found.shape) == (sent.dtype, sent.shape)
+        assert found.tolist() == sent.tolist()
+
+
+def test_one_value_may_stand_for_all():
+    proto = tf.make_tensor_proto(7, "int64", [2, 2])
+    assert len(proto.int64_val) == 1
+    assert arrays({"a": proto}, 100)["a"].tolist() == [[7, 7], [7, 7]]
 
 
 def claiming(dims: list[int], **content) -> predict_pb2.PredictRequest:

@@ -301,6 +301,25 @@ def test_calls_of_many_connections_share_model_calls_and_get_their_own_answers(r
     assert rest.world.metrics.value("network.tensor_rows") - calls_before < 200
 
 
+def test_rows_of_many_connections_are_read_together_and_a_bad_one_spoils_its_own_call_alone(
+    rest, model
+):
+    def ask(n: int) -> bool:
+        inputs = retrieve_inputs(rows=1 + n % 2, k=3)
+        rows = plain_rows(inputs)
+        if n % 7 == 0:
+            name = next(name for name in inputs if name not in ("k", "exclude"))
+            rows[0][name] = "not a number"
+            refused = rest.post(PREDICT, {"instances": rows})
+            return refused.status == 400 and name in refused.json["error"]
+        expected = model.predict("serving_default", inputs, 1 + n % 2)
+        found = rest.post(PREDICT, {"instances": rows}).json
+        return [row["items"] for row in found["predictions"]] == expected["items"].tolist()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(200)))
+
+
 # --- events
 
 

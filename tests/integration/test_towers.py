@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.assemble import UserFeatures
+from features.assemble import ItemFeatures, UserFeatures
 from features.catalog import CATALOG
+from features.declare import Level
 from features.hashing import hash_id, hash_ids
 from features.items import ItemTable
 from inference import vectors
 from inference.model import ModelRef
-from inference.towers import TowerModel, has_towers
+from inference.samples import RANK, WARMUP, Call, read_calls
+from inference.towers import TowerModel, has_towers, ranks_by_product
 from ingest.clock import SystemClock
 from ingest.metrics import MemoryMetrics
 from schemas.errors import ModelFault
@@ -106,6 +108,69 @@ def test_the_index_gives_what_the_graph_gives(graph, towers: TowerModel) -> None
     assert not any(
         np.isin(row, left_out).any() for row, left_out in zip(here.items, seen, strict=True)
     )
+
+
+def sampled(folder: Path) -> list[Call]:
+    return read_calls(folder / WARMUP)
+
+
+def item_features(rows: int, wide: int) -> ItemFeatures:
+    """Of nothing: the index has what is needed of known items."""
+    return ItemFeatures(
+        longs=np.zeros((rows * wide, CATALOG.width(Level.ITEM, "int64")), np.int64),
+        floats=np.zeros((rows * wide, CATALOG.width(Level.ITEM, "float32")), np.float32),
+    )
+
+
+def test_candidates_are_ranked_by_the_index_as_the_graph_ranks_them(
+    graph, table: ItemTable, metrics: MemoryMetrics, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ranks_by_product(graph, CATALOG, sampled(folder))
+    asked, _ = some_users(HASHES, 5)
+    towers = TowerModel(graph, CATALOG, table, asked, metrics, products=True)
+    towers.catch_up()
+    candidates = np.random.default_rng(2).choice(HASHES, (5, 30))
+    candidates[2, 20:] = 0
+    expected = graph.rank(asked, candidates, item_features(5, 30))
+    monkeypatch.setattr(graph, "rank", lambda *_: pytest.fail("the graph was asked"))
+    found = towers.rank(asked, candidates, item_features(5, 30))
+    assert found.dtype == np.float32
+    assert np.isneginf(found[2, 20:]).all()
+    given = candidates != 0
+    assert found[given] == pytest.approx(expected[given], abs=1e-4)
+
+
+def test_a_candidate_that_is_not_in_the_index_is_ranked_by_the_graph(
+    graph, table: ItemTable, metrics: MemoryMetrics
+) -> None:
+    asked, _ = some_users(HASHES, 2)
+    towers = TowerModel(graph, CATALOG, table, asked, metrics, products=True)
+    towers.catch_up()
+    candidates = np.stack([HASHES[:3], HASHES[3:6]])
+    candidates[1, 1] = hash_id("never seen")
+    found = towers.rank(asked, candidates, item_features(2, 3))
+    assert found == pytest.approx(graph.rank(asked, candidates, item_features(2, 3)), abs=1e-4)
+
+
+def test_a_rank_that_looks_at_more_than_the_towers_is_no_product(
+    graph, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a feature that is 0 in every sampled call."""
+    predict = graph.predict
+    (own,) = CATALOG.of(Level.ITEM, "float32")[:1]
+
+    def with_more(signature: str, inputs, rows: int):
+        found = predict(signature, inputs, rows)
+        if signature != RANK:
+            return found
+        more = inputs[own.name].reshape(rows, -1)
+        return {"scores": found["scores"] + 0.1 * more[:, : found["scores"].shape[1]]}
+
+    monkeypatch.setattr(graph, "predict", with_more)
+    (call,) = (c for c in sampled(folder) if c.signature == RANK)
+    assert not call.inputs[own.name].any()
+    assert not ranks_by_product(graph, CATALOG, [call])
+    assert not ranks_by_product(graph, CATALOG, [])
 
 
 def test_what_is_not_available_makes_room_for_the_next_best(

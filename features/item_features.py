@@ -115,9 +115,12 @@ def affinity(
         types: only the history's events of these types are looked at.
     """
 
+    looked_for = np.zeros(256, np.bool_)  # by type
+    looked_for[list(types)] = True
+
     def compute(context: ItemContext) -> Array:
         rows = context.users.rows
-        some = np.flatnonzero(np.isin(rows.history_type, np.array(types, np.uint8)))
+        some = np.flatnonzero(looked_for[rows.history_type])
         owner = owners(rows.history_splits)[some]
         at = context.history_index[some]
         table = column(context.items)  # after `at`: another thread may be adding items
@@ -153,13 +156,15 @@ def _shares(
     """How often each asked tag is held by the same user, [asked] float64."""
     if len(held) == 0 or len(asked) == 0:
         return np.zeros(len(asked))
-    names, held_at = np.unique(held, return_inverse=True)
-    asked_at = np.minimum(np.searchsorted(names, asked), len(names) - 1)
-    pairs, counts = np.unique(held_by * len(names) + held_at, return_counts=True)
-    wanted = asked_by * len(names) + asked_at
-    at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    hit = (pairs[at] == wanted) & (names[asked_at] == asked)
-    return np.where(hit, counts[at], 0).astype(np.float64)
+    # What is asked for is sorted; what is held, which is far more, is only looked up in it.
+    names, asked_at = np.unique(asked, return_inverse=True)
+    held_at = np.minimum(np.searchsorted(names, held), len(names) - 1)
+    named = names[held_at] == held
+    wanted, again = np.unique(asked_by * len(names) + asked_at, return_inverse=True)
+    pairs = held_by[named] * len(names) + held_at[named]
+    at = np.minimum(np.searchsorted(wanted, pairs), len(wanted) - 1)
+    counts = np.bincount(at[wanted[at] == pairs], minlength=len(wanted))
+    return counts[again].astype(np.float64)
 
 
 def scalar(

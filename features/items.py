@@ -63,16 +63,21 @@ class ItemWindows:
         self._item = pairs >> 26
         self._now_ms = (pairs & (2**26 - 1)) * HOUR_MS
         self._found: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._counted: dict[tuple[int, int, tuple[int, ...]], NDArray[np.int64]] = {}
 
     def counts(
         self, event_types: Sequence[int], *, hours: int = 0, days: int = 0
     ) -> NDArray[np.int64]:
         """Events of these types, [m]. Neither hours nor days: the totals, open."""
+        key = (hours, days, tuple(event_types))
+        if key in self._counted:
+            return self._counted[key]
         found = self._found.get((hours, days))
         if found is None:
             found = self._table.window_table(self._item, self._now_ms, hours=hours, days=days)
             self._found[hours, days] = found
         counted: NDArray[np.int64] = found[:, list(event_types)].sum(axis=1)[self._again]
+        self._counted[key] = counted
         return counted
 
 

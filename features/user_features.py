@@ -64,30 +64,32 @@ def _newest(splits: NDArray[np.int64], values: Array, length: int = POLICY.histo
     return found
 
 
+def _history(context: UserContext, column: str) -> Array:
+    """A column of the history, newest last, [n, history_length]; 0 in front."""
+    rows = context.rows
+    return context.shared(column, lambda: _newest(rows.history_splits, getattr(rows, column)))
+
+
 def history_items(context: UserContext) -> Array:
     """Hashes of the history, [n, history_length]."""
-    rows = context.rows
-    return _newest(rows.history_splits, rows.history_item).view(np.int64)
+    return _history(context, "history_item").view(np.int64)
 
 
 def history_types(context: UserContext) -> Array:
     """Event types of the history, [n, history_length]."""
-    rows = context.rows
-    return _newest(rows.history_splits, rows.history_type).astype(np.int64)
+    return _history(context, "history_type").astype(np.int64)
 
 
 def history_ages(context: UserContext) -> Array:
     """log(1 + seconds since), [n, history_length]."""
-    rows = context.rows
-    times = _newest(rows.history_splits, rows.history_time_ms)
+    times = _history(context, "history_time_ms")
     ages = np.maximum(context.now_ms[:, None] - times, 0) / 1000
     return np.where(times > 0, np.log1p(ages), 0).astype(np.float32)
 
 
 def history_values(context: UserContext) -> Array:
     """Values of the history, sign(v) * log(1 + |v|), 0 for none, [n, history_length]."""
-    rows = context.rows
-    values = np.nan_to_num(_newest(rows.history_splits, rows.history_value))
+    values = np.nan_to_num(_history(context, "history_value"))
     return np.asarray(np.sign(values) * np.log1p(np.abs(values)), np.float32)
 
 
@@ -96,21 +98,23 @@ def _tiles(context: UserContext) -> tiles.Tiles:
     return tiles.Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
 
 
-def _window_count(context: UserContext, event_type: EventType, window: Window) -> Array:
-    """Events of the type in the window, [n] float64; see `tiles.sliding_table`."""
+def _window_table(context: UserContext, window: Window) -> Array:
+    """Events of each type in the window, [n, types] float64; see `tiles.sliding_table`."""
     hours, days = window.hours, window.days
-    table = context.shared(
+    return context.shared(
         window,
         lambda: tiles.sliding_table(_tiles(context), context.now_ms, hours=hours, days=days),
     )
-    return table[:, event_type]
 
 
 def count(event_type: EventType, window: Window) -> Feature:
     """Counts of one event type in a window."""
 
     def compute(context: UserContext) -> Array:
-        return np.log1p(_window_count(context, event_type, window)).astype(np.float32)
+        table = context.shared(
+            ("logarithms", window), lambda: np.log1p(_window_table(context, window))
+        )
+        return table[:, event_type]
 
     return Feature(
         name=f"user_{event_type.name.lower()}s_{window.name}",
@@ -127,8 +131,9 @@ def rate(done: EventType, window: Window) -> Feature:
     """How often an impression is followed by something, shrunk towards the prior."""
 
     def compute(context: UserContext) -> Array:
-        many = _window_count(context, done, window) + PRIOR_CLICKS
-        of = _window_count(context, EventType.IMPRESSION, window) + PRIOR_IMPRESSIONS
+        table = _window_table(context, window)
+        many = table[:, done] + PRIOR_CLICKS
+        of = table[:, EventType.IMPRESSION] + PRIOR_IMPRESSIONS
         return np.minimum(many / of, 1.0).astype(np.float32)
 
     return Feature(
@@ -218,7 +223,7 @@ def _in_session(context: UserContext) -> Array:
     """Which entries of the history have no gap of 30 minutes after them, [n, history_length]."""
 
     def compute() -> Array:
-        times = _newest(context.rows.history_splits, context.rows.history_time_ms)
+        times = _history(context, "history_time_ms")
         # A later neighbour of the newest entry is the request itself.
         later = np.concatenate([times[:, 1:], context.now_ms[:, None]], axis=1)
         near = (times > 0) & (later - times <= SESSION_GAP_MS)
@@ -235,14 +240,14 @@ def session_length(context: UserContext) -> Array:
 
 def session_age(context: UserContext) -> Array:
     """Time since the session's first interaction, 0 without a session."""
-    times = _newest(context.rows.history_splits, context.rows.history_time_ms)
+    times = _history(context, "history_time_ms")
     first = np.where(_in_session(context), times, np.iinfo(np.int64).max).min(axis=1)
     return since(np.where(first <= context.now_ms, first, 0), context.now_ms, 1000)
 
 
 def session_items(context: UserContext) -> Array:
     """How many items the session is about."""
-    items = _newest(context.rows.history_splits, context.rows.history_item)
+    items = _history(context, "history_item")
     items = np.sort(np.where(_in_session(context), items, 0), axis=1)
     new = (items[:, 1:] != items[:, :-1]) & (items[:, 1:] != 0)
     distinct: Array = np.log1p(new.sum(axis=1) + (items[:, 0] != 0)).astype(np.float32)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
-import uvloop
 
 from inference import openapi
 from inference.admission import Admission
@@ -70,7 +69,7 @@ class Network:
         self._ended = ended
         self._started = threading.Event()
         self._error: Exception | None = None
-        self._loop = uvloop.new_event_loop()
+        self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self.http_port = 0
         self.grpc_port = 0

@@ -172,6 +172,16 @@ def test_a_model_without_signatures_recommends_and_takes_no_tensors():
         assert (answer.status, answer.json["error"]) == (404, "version 1 takes no tensors")
 
 
+def plain_rows(inputs: dict[str, np.ndarray]) -> list[dict]:
+    """An object a row; `k` is one value for all."""
+    columns = plain(inputs)
+    k = columns.pop("k")
+    return [
+        dict(zip(columns, row, strict=True)) | {"k": k}
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
 def test_columns_and_rows_give_what_the_model_gives(rest, model):
     inputs = retrieve_inputs(rows=3, k=4)
     expected = model.predict("serving_default", inputs, 3)
@@ -179,8 +189,7 @@ def test_columns_and_rows_give_what_the_model_gives(rest, model):
     assert columns.status == 200, columns.body
     assert columns.json["outputs"]["items"] == expected["items"].tolist()
     assert columns.json["outputs"]["scores"] == expected["scores"].tolist()
-    arrays = {n: a.tolist() for n, a in inputs.items() if n != "k"}
-    rows = [{n: values[at] for n, values in arrays.items()} | {"k": 4} for at in range(3)]
+    rows = plain_rows(inputs)
     by_rows = rest.post("/v1/models/m/versions/1:predict", {"instances": rows})
     assert by_rows.status == 200, by_rows.body
     assert [row["items"] for row in by_rows.json["predictions"]] == expected["items"].tolist()

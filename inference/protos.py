@@ -107,10 +107,10 @@ def _plain(proto: Any, sizes: list[int]) -> Array | None:
     A tensor of numbers that brings all its values: a call may bring a hundred of one number each,
     and TensorFlow takes five times as long for it. None: it is not as plain as that.
     """
-    if proto.dtype not in _NUMBERS:
+    count = math.prod(sizes)
+    if proto.dtype not in _NUMBERS or not count:  # of nothing, any shape can be claimed
         return None
     dtype, field = _NUMBERS[proto.dtype]
-    count = math.prod(sizes)
     if content := proto.tensor_content:
         whole = len(content) == count * dtype.itemsize
         return np.frombuffer(content, dtype).reshape(sizes) if whole else None

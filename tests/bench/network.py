@@ -37,6 +37,7 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 CONNECTIONS = 64  # calls under way: as many as the largest batch that the peers may make
 AIM = 0.7  # of the Kafka path's requests/s
 SHARE = 4  # of all requests, one in so many carries tensors: a call takes longer
+OF_KAFKA = 4  # one call for so many requests of the Kafka path: it takes longer
 PASSES = 3
 SAMPLE = BATCHES[-1]  # answers that are compared: one of each row
 READY_S = 90.0
@@ -183,7 +184,7 @@ def _check_recommended(load: Load) -> None:
 
 def _calls(world: World, settings: Settings) -> Calls:
     """Users in turn; the rows are those of the most active ones."""
-    count = world.sizes.serve_requests
+    count = world.sizes.serve_requests // OF_KAFKA
     people = np.random.default_rng(4).integers(0, min(ACTIVE, world.shop.users), count).tolist()
     recommend = [
         {

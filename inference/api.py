@@ -287,7 +287,7 @@ class Api:
     def _called(
         self, deployment: Deployment, calls: Mapping[int, TensorCall]
     ) -> dict[int, Predicted | MillstreamError]:
-        """One model call; where it fails, each call by itself."""
+        """One model call; where it fails, each half, until those that fail alone are left."""
         first, *others = calls.values()
         rows = [call.rows for call in calls.values()]
         try:
@@ -298,11 +298,9 @@ class Api:
         except MillstreamError as error:
             if not others:
                 return dict.fromkeys(calls, error)
-            return {
-                at: answer
-                for alone in calls.items()
-                for at, answer in self._called(deployment, dict([alone])).items()
-            }
+            every, middle = list(calls.items()), len(calls) // 2
+            parts = (dict(every[:middle]), dict(every[middle:]))
+            return {at: one for p in parts for at, one in self._called(deployment, p).items()}
         self._metrics.observe("network.tensor_rows", sum(rows))
         return {
             at: Predicted(version=first.version, outputs=part)

@@ -56,8 +56,8 @@ def ranks_by_product(model: ServedModel, features: FeatureSet, calls: Iterable[C
     sampled = [call.inputs for call in calls if call.signature == RANK]
     try:
         return bool(sampled) and all(_is_product(model, features, inputs) for inputs in sampled)
-    except MillstreamError:  # whoever warms the model tells what is wrong with it
-        return False
+    except (MillstreamError, KeyError, ValueError):
+        return False  # the model fails, or its samples do not fit: whoever warms it tells which
 
 
 def _is_product(model: ServedModel, features: FeatureSet, inputs: Mapping[str, Array]) -> bool:

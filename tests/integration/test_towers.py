@@ -173,6 +173,13 @@ def test_a_rank_that_looks_at_more_than_the_towers_is_no_product(
     assert not ranks_by_product(graph, CATALOG, [])
 
 
+def test_samples_that_do_not_fit_say_nothing_of_rank(graph, folder: Path) -> None:
+    (call,) = (c for c in sampled(folder) if c.signature == RANK)
+    for name in (CATALOG.of(Level.USER)[0].name, CATALOG.of(Level.ITEM)[0].name, "candidates"):
+        without = {n: a for n, a in call.inputs.items() if n != name}
+        assert not ranks_by_product(graph, CATALOG, [Call(signature=RANK, inputs=without)])
+
+
 def test_what_is_not_available_makes_room_for_the_next_best(
     towers: TowerModel, table: ItemTable
 ) -> None:

@@ -1,9 +1,8 @@
 """
 Columns to framed Avro: many records of one type at once, the same bytes as the codec's.
 
-A field becomes a list of pieces of bytes, one a record, and a record is its pieces joined. Numbers
-of arrays are made into bytes all together, which is where a record-by-record writer spends its
-time: a list of features costs as much as its copy.
+A text becomes a list of pieces of bytes, one a record; numbers that stand side by side, those of
+arrays too, become bytes all together (`schemas.words`). A record is its pieces joined.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,15 +19,12 @@ from numpy.typing import NDArray
 from schemas.codec import Codec, schema_of, without_logical_types
 from schemas.errors import Misconfigured, Reason, Rejected
 from schemas.plan import long_bytes
+from schemas.words import Numbers, booleans, floats, ints, longs, pieces, side_by_side
 
 T = TypeVar("T")
 
 _END: Final = b"\0"  # of an array's blocks
 _SHORT: Final = [long_bytes(n) for n in range(4096)]  # lengths and counts that are looked up
-_INT32: Final = (-(1 << 31), (1 << 31) - 1)
-_VARINT_BYTES: Final = 10
-_SEVENS: Final = np.arange(0, 7 * _VARINT_BYTES, 7, dtype=np.uint64)
-_LIMITS: Final = np.array([1 << (7 * k) for k in range(1, _VARINT_BYTES)], np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,8 @@ Column: TypeAlias = (
     " | Mapping[str, Column]"
 )
 Pieces: TypeAlias = list[bytes]
-_Write: TypeAlias = Callable[[Any, int], Pieces]
+Found: TypeAlias = "Pieces | Numbers"
+_Write: TypeAlias = Callable[[Any, int], Found]
 
 
 class ColumnWriter(Generic[T]):
@@ -85,7 +82,7 @@ class ColumnWriter(Generic[T]):
         """
         prefix = self._codec.prefix()
         try:
-            return [prefix + datum for datum in self._write(columns, n)]
+            return [prefix + datum for datum in _pieces(self._write(columns, n))]
         except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             raise Rejected(
                 Reason.OUT_OF_RANGE,
@@ -111,28 +108,40 @@ def _writer(node: Any) -> _Write:
 def _record(node: Any) -> _Write:
     parts = [(field["name"], _writer(field["type"])) for field in node["fields"]]
 
-    def write(columns: Mapping[str, Column], n: int) -> Pieces:
+    def write(columns: Mapping[str, Column], n: int) -> Found:
         if len(columns) != len(parts):
             raise ValueError(f"fields {sorted(columns)}, expected {[name for name, _ in parts]}")
-        found = []
+        found: list[Found] = []
         for name, one in parts:
             column = columns[name]
-            if isinstance(column, Same):
-                found.append(_repeated(one, column, n))
-            else:
-                pieces = one(column, n)
-                if len(pieces) != n:
-                    raise ValueError(f"{len(pieces)} values of {name} for {n} records")
-                found.append(pieces)
-        return list(map(b"".join, zip(*found, strict=True)))
+            part = _repeated(one, column, n) if isinstance(column, Same) else one(column, n)
+            if len(part) != n:
+                raise ValueError(f"{len(part)} values of {name} for {n} records")
+            found.append(part)
+        return _joined(found)
 
     return write
 
 
-def _repeated(write: _Write, column: Same, n: int) -> Pieces:
+def _joined(fields: list[Found]) -> Found:
+    """Each record's fields in their order: numbers that follow each other become bytes at once."""
+    runs: list[Found] = []
+    for numbers, group in groupby(fields, key=lambda part: isinstance(part, Numbers)):
+        runs += [side_by_side(group)] if numbers else group  # type: ignore[arg-type]  # noqa: B031
+    if len(runs) == 1:
+        return runs[0]
+    return list(map(b"".join, zip(*map(_pieces, runs), strict=True)))
+
+
+def _pieces(found: Found) -> Pieces:
+    return pieces(found) if isinstance(found, Numbers) else found
+
+
+def _repeated(write: _Write, column: Same, n: int) -> Found:
     value = column.value
     one = [value] if isinstance(value, str | bytes) or value is None else np.array([value])
-    return write(one, 1) * n
+    found = write(one, 1)
+    return found.repeated(n) if isinstance(found, Numbers) else found * n
 
 
 def _nullable(node: list[Any]) -> _Write:
@@ -142,13 +151,13 @@ def _nullable(node: list[Any]) -> _Write:
     null, branch = long_bytes(at), long_bytes(1 - at)
     inner = _writer(node[1 - at])
 
-    def write(column: Any, n: int) -> Pieces:
+    def write(column: Any, n: int) -> Found:
         if isinstance(column, Some):
-            found = iter(inner(column.values, int(column.present.sum())))
+            found = iter(_pieces(inner(column.values, int(column.present.sum()))))
             return [branch + next(found) if given else null for given in column.present.tolist()]
         if all(value is None for value in column):
             return [null] * n
-        given = iter(inner([value for value in column if value is not None], n))
+        given = iter(_pieces(inner([value for value in column if value is not None], n)))
         return [null if value is None else branch + next(given) for value in column]
 
     return write
@@ -162,109 +171,53 @@ def _bytes(column: Sequence[bytes], n: int) -> Pieces:
     return [_length(len(value)) + value for value in column]
 
 
-def _booleans(column: NDArray[np.bool_], n: int) -> Pieces:
-    return [b"\1" if value else b"\0" for value in column.tolist()]
-
-
-def _floats(column: NDArray[np.float32], n: int) -> Pieces:
-    data = np.ascontiguousarray(column, "<f4").tobytes()
-    return [data[at : at + 4] for at in range(0, len(data), 4)]
-
-
-def _ints(column: NDArray[np.int64], n: int) -> Pieces:
-    if len(column) and not (_INT32[0] <= column.min() and column.max() <= _INT32[1]):
-        raise ValueError(f"{column.min()} to {column.max()} do not fit an Avro int")
-    return _longs(column, n)
-
-
-def _longs(column: NDArray[np.int64], n: int) -> Pieces:
-    return _cut(*varints(column))
+def _numbers(of: Callable[[NDArray[Any]], Numbers]) -> _Write:
+    return lambda column, _: of(column[:, None])
 
 
 def _array(items: Any) -> _Write:
-    matrix = _MATRICES.get(items) if isinstance(items, str) else None
+    numbers = _NUMBERS.get(items) if isinstance(items, str) else None
     inner = _writer(items)
 
-    def write(column: Any, n: int) -> Pieces:
+    def write(column: Any, n: int) -> Found:
         if not isinstance(column, Ragged):
-            if matrix is None:
+            if numbers is None:
                 raise TypeError(f"no matrix can be an array of {items}")
-            return matrix(column) if column.shape[1] else [_END] * n
+            return _matrix(numbers, column)
         bounds = column.splits.tolist()
-        pieces: Any = inner(column.values, bounds[-1])
-        if len(pieces) != bounds[-1]:
-            raise ValueError(f"{len(pieces)} values, expected {bounds[-1]}")
+        found: Any = _pieces(inner(column.values, bounds[-1]))
+        if len(found) != bounds[-1]:
+            raise ValueError(f"{len(found)} values, expected {bounds[-1]}")
         return [
-            b"".join([_length(stop - start), *pieces[start:stop], _END]) if stop > start else _END
+            b"".join([_length(stop - start), *found[start:stop], _END]) if stop > start else _END
             for start, stop in pairwise(bounds)
         ]
 
     return write
 
 
-def _long_matrix(rows: NDArray[np.int64]) -> Pieces:
-    """Arrays of longs: a count, the values and the end are longs all of them."""
+def _matrix(numbers: Callable[[NDArray[Any]], Numbers], rows: NDArray[Any]) -> Numbers:
+    """Arrays of one length: a count, the values, and a 0 at the end."""
     n, length = rows.shape
-    framed = np.zeros((n, length + 2), np.int64)
-    framed[:, 0] = length
-    framed[:, 1:-1] = rows
-    data, starts = varints(framed.ravel())
-    return _cut(data, starts[:: length + 2])
-
-
-def _float_matrix(rows: NDArray[np.float32]) -> Pieces:
-    """Arrays of floats: all of one size."""
-    n, length = rows.shape
-    head = _length(length)
-    wide = len(head) + 4 * length + 1
-    framed = np.zeros((n, wide), np.uint8)
-    framed[:, : len(head)] = np.frombuffer(head, np.uint8)
-    framed[:, len(head) : -1] = np.ascontiguousarray(rows, "<f4").view(np.uint8)
-    data = framed.tobytes()
-    return [data[at : at + wide] for at in range(0, n * wide, wide)]
+    end = longs(np.broadcast_to(0, (n, 1)))
+    if not length:
+        return end
+    return side_by_side([longs(np.broadcast_to(length, (n, 1))), numbers(rows), end])
 
 
 def _length(size: int) -> bytes:
     return _SHORT[size] if size < len(_SHORT) else long_bytes(size)
 
 
-def varints(values: NDArray[Any]) -> tuple[bytes, NDArray[np.int64]]:
-    """
-    Avro longs (zigzag, 7 bits a byte, the lowest first; Avro specification 1.12, binary encoding).
-
-    Returns:
-        all their bytes, and [m + 1] where each begins.
-
-    >>> data, starts = varints(np.array([-2, 64]))
-    >>> data.hex(), starts.tolist()
-    ('038001', [0, 1, 3])
-    """
-    given = np.ascontiguousarray(values, np.int64)
-    zigzag = ((given << 1) ^ (given >> 63)).view(np.uint64)
-    sizes = np.searchsorted(_LIMITS, zigzag, "right") + 1
-    starts = np.zeros(len(given) + 1, np.int64)
-    np.cumsum(sizes, out=starts[1:])
-    wide = int(sizes.max(initial=1))
-    cells = (zigzag[:, None] >> _SEVENS[:wide]).astype(np.uint8) | np.uint8(0x80)
-    cells[np.arange(len(given)), sizes - 1] &= np.uint8(0x7F)
-    return cells[np.arange(wide) < sizes[:, None]].tobytes(), starts
-
-
-def _cut(data: bytes, starts: NDArray[np.int64]) -> Pieces:
-    at = starts.tolist()
-    return [data[start:stop] for start, stop in pairwise(at)]
-
-
+_NUMBERS: Final[Mapping[str, Callable[[NDArray[Any]], Numbers]]] = {
+    "int": ints,
+    "long": longs,
+    "enum": longs,
+    "float": floats,
+    "boolean": booleans,
+}
 _PLAIN: Final[Mapping[str, _Write]] = {
     "string": _texts,
     "bytes": _bytes,
-    "int": _ints,
-    "long": _longs,
-    "enum": _longs,
-    "float": _floats,
-    "boolean": _booleans,
-}
-_MATRICES: Final[Mapping[str, Callable[[NDArray[Any]], Pieces]]] = {
-    "long": _long_matrix,
-    "float": _float_matrix,
+    **{kind: _numbers(of) for kind, of in _NUMBERS.items()},
 }

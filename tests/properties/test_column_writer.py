@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import Codec, schema_of, without_logical_types
-from schemas.column_writer import ColumnWriter, Ragged, Same, Some, varints
+from schemas.column_writer import ColumnWriter, Ragged, Same, Some
 from schemas.errors import Misconfigured, Rejected
 from schemas.events import ItemFeatures, Recommendation, Status, UserEvent
-from schemas.plan import long_bytes
 from schemas.registry import MemoryRegistry
 from tests.records import records
 
@@ -59,14 +57,6 @@ def test_any_records_are_the_codecs_bytes(record_type: type, data: st.DataObject
     node = without_logical_types(json.loads(schema_of(record_type)))
     found = ColumnWriter(codec, record_type).encode(columns(node, values), len(values))
     assert found == codec.encode_many(values)
-
-
-@settings(deadline=None)
-@given(values=st.lists(st.integers(-(2**63), 2**63 - 1)))
-def test_varints_are_those_of_one_at_a_time(values: list[int]) -> None:
-    data, starts = varints(np.array(values, np.int64))
-    cut = [data[a:b] for a, b in pairwise(starts)]
-    assert cut == [long_bytes(value) for value in values]
 
 
 def base(n: int) -> dict[str, Any]:

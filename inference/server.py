@@ -58,6 +58,7 @@ READY_S = 120.0  # how long the first model and the items may take; then serving
 SESSION_S = 10.0
 RETRY_S = 0.5
 SWITCH_S = 0.0005
+FINER = 16  # batch size from which a call takes longer than it takes to begin
 # New objects before the search for garbage begins. A batch makes thousands, which live until its
 # answers are out: searched every 700, they grow old, and then all that is old is searched too.
 YOUNG = 50_000
@@ -79,9 +80,16 @@ class Options:
     rules: tuple[Rule, ...] = ()
 
     def batch_sizes(self) -> tuple[int, ...]:
-        """Powers of two up to the largest batch: what models are warmed for."""
-        doubled = (2**n for n in range(self.max_batch.bit_length()))
-        return tuple(sorted({*doubled, self.max_batch}))
+        """
+        What models are warmed for, up to the largest batch.
+
+        Powers of two, and from 16 on half-way between them: a batch that is padded to the next size
+        costs what a full one does.
+        """
+        doubled = [2**n for n in range(self.max_batch.bit_length())]
+        finer = [size // 2 * 3 for size in doubled if size >= FINER]
+        sizes = {*doubled, *finer, self.max_batch}
+        return tuple(sorted(size for size in sizes if size <= self.max_batch))
 
     def threads(self) -> int:
         """The others are for everything else, on this side and on the broker's."""

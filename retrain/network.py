@@ -118,29 +118,50 @@ def scale_of(values: Array) -> tuple[float, float]:
     return float(logs.mean()), float(logs.std()) or 1.0
 
 
+class Norm(keras.layers.LayerNormalization):
+    """Layer normalisation (Ba, Kiros and Hinton, 2016), in fewer operations than Keras takes."""
+
+    def call(self, states: tf.Tensor) -> tf.Tensor:
+        mean, variance = tf.nn.moments(states, [-1], keepdims=True)
+        return tf.nn.batch_normalization(
+            states, mean, variance, self.beta, self.gamma, self.epsilon
+        )
+
+
 class Block(keras.layers.Layer):
-    """Pre-norm self-attention and feed-forward. With `last`, only the last position goes on."""
+    """
+    Pre-norm self-attention and feed-forward. With `last`, only the last position goes on.
+
+    Positions of all users lie below each other: a product of two matrices takes its bias along,
+    which one of three axes does not.
+    """
 
     def __init__(self, policy: NetworkPolicy, *, last: bool) -> None:
         super().__init__()
-        self.heads, self.last = policy.heads, last
+        self.heads, self.width, self.last = policy.heads, policy.width, last
         width, dense = policy.width, keras.layers.Dense
-        self.norms = [keras.layers.LayerNormalization() for _ in range(2)]
+        self.norms = [Norm() for _ in range(2)]
         self.query, self.key_value, self.out = dense(width), dense(2 * width), dense(width)
+        self.key_value.build((None, width))
         self.wide, self.narrow = dense(2 * width, activation="gelu"), dense(width)
         self.drops = [keras.layers.Dropout(policy.dropout) for _ in range(2)]
 
     def call(self, states: tf.Tensor, real: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[batch, length, width] and [batch, length] (1: real) to [batch, length or 1, width]."""
-        normed = self.norms[0](states)
+        batch, wide = tf.shape(states)[0], self.width
+        flat = tf.reshape(states, [-1, wide])
+        asking = normed = self.norms[0](flat)
         if self.last:
-            states = states[:, -1:]
-        key, value = tf.split(self.key_value(normed), 2, axis=-1)
-        query = self.query(normed[:, -1:] if self.last else normed)
-        attended = _attended(query, key, value, real, self.heads)
-        states += self.drops[0](self.out(attended), training=training)
-        forward = self.narrow(self.wide(self.norms[1](states)))
-        return states + self.drops[1](forward, training=training)
+            flat, asking = states[:, -1], tf.reshape(normed, [batch, -1, wide])[:, -1]
+        # Two products: one would have to be copied apart.
+        kernel, bias = self.key_value.kernel, self.key_value.bias
+        key = tf.matmul(normed, kernel[:, :wide]) + bias[:wide]
+        value = tf.matmul(normed, kernel[:, wide:]) + bias[wide:]
+        attended = _attended(self.query(asking), key, value, real, self.heads)
+        flat += self.drops[0](self.out(attended), training=training)
+        forward = self.narrow(self.wide(self.norms[1](flat)))
+        flat += self.drops[1](forward, training=training)
+        return tf.reshape(flat, [batch, -1, wide])
 
 
 class Network(keras.Model):  # one object must hold all layers, so that Keras finds the weights
@@ -169,7 +190,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
             keras.layers.Dense(policy.width),
         ]
         self.blocks = [Block(policy, last=i == policy.blocks - 1) for i in range(policy.blocks)]
-        self.norm = keras.layers.LayerNormalization()
+        self.norm = Norm()
         # Zero: at the first step every user's ranking is the popular one.
         self.head = keras.layers.Dense(policy.width, kernel_initializer="zeros")
 
@@ -219,7 +240,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
 
     def user(self, inputs: Tensors, vectors: tf.Tensor, training: bool = False) -> tf.Tensor:
         """User tower, [batch, width]. `vectors` are those of the item tower."""
-        states, real = self._history(inputs, vectors)
+        states, real = self._history(inputs, vectors, training=training)
         query = self._context(inputs)[:, None]
         states = tf.concat([states, query], axis=1)
         real = tf.concat([real, tf.ones_like(real[:, :1])], axis=1)
@@ -227,16 +248,22 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
             states = block(states, real=real, training=training)
         return self.head(self.norm(states[:, -1]))
 
-    def _history(self, inputs: Tensors, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _history(
+        self, inputs: Tensors, vectors: tf.Tensor, *, training: bool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """States [batch, length, width] and which are real [batch, length]."""
         hashes = inputs[HISTORY_ITEMS]
         states = tf.gather(vectors, self.index(hashes)) + self.places.embeddings
         small = [(t, tf.clip_by_value(inputs[n], 0, _TYPES - 1)) for n, t in self.types.items()]
         small += [(t, _bin(inputs[n], self.knowledge.edges[n])) for n, t in self.numbers.items()]
-        # One product of ones and zeros for all small tables: the gradient of a lookup adds up row
-        # by row on one core, which took a fifth of a training step.
-        ones = tf.concat([tf.one_hot(at, table.input_dim) for table, at in small], axis=-1)
-        states += tf.matmul(ones, tf.concat([table.embeddings for table, _ in small], axis=0))
+        if training:
+            # One product of ones and zeros for all small tables: the gradient of a lookup adds up
+            # row by row on one core, which took a fifth of a training step.
+            ones = tf.concat([tf.one_hot(at, table.input_dim) for table, at in small], axis=-1)
+            states += tf.matmul(ones, tf.concat([table.embeddings for table, _ in small], axis=0))
+        else:
+            for table, at in small:
+                states += tf.gather(table.embeddings, at)
         return states, tf.cast(hashes != 0, tf.float32)
 
     def _context(self, inputs: Tensors) -> tf.Tensor:
@@ -277,17 +304,28 @@ def masked_seen(
 def _attended(
     query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, real: tf.Tensor, heads: int
 ) -> tf.Tensor:
-    """Scaled dot-product attention of `heads` heads, [batch, queries, width]."""
-    batch, width = tf.shape(query)[0], query.shape[-1]
+    """
+    Scaled dot-product attention of `heads` heads (Vaswani et al., 2017).
+
+    Args:
+        query: [batch * queries, width].
+        key, value: [batch * length, width].
+        real: [batch, length], 1 where there is something to attend to.
+
+    Returns:
+        [batch * queries, width].
+    """
+    batch, width = tf.shape(real)[0], query.shape[-1]
 
     def split(states: tf.Tensor) -> tf.Tensor:
         apart = tf.reshape(states, [batch, -1, heads, width // heads])
         return tf.transpose(apart, [0, 2, 1, 3])
 
-    weights = tf.matmul(split(query), split(key), transpose_b=True) * (width // heads) ** -0.5
+    scaled = query * (width // heads) ** -0.5
+    weights = tf.matmul(split(scaled), split(key), transpose_b=True)
     weights = tf.nn.softmax(weights + (1.0 - real[:, None, None]) * _MASKED)
     joined = tf.transpose(tf.matmul(weights, split(value)), [0, 2, 1, 3])
-    return tf.reshape(joined, [batch, -1, width])
+    return tf.reshape(joined, [-1, width])
 
 
 def _embedding(rows: int, width: int) -> keras.layers.Embedding:

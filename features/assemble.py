@@ -8,8 +8,10 @@ gives the views by feature name that the model's signature and the TFRecords use
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,40 @@ class ItemFeatures:
 
     def __len__(self) -> int:
         return len(self.longs)
+
+
+class ItemsShown(Protocol):
+    """As `ItemFeatures`, there or not yet: not every model looks at them."""
+
+    @property
+    def longs(self) -> NDArray[np.int64]: ...
+
+    @property
+    def floats(self) -> NDArray[np.float32]: ...
+
+    def __len__(self) -> int: ...
+
+
+class LaterItems:
+    """Features of m candidates, assembled when they are first looked at. For one thread."""
+
+    def __init__(self, count: int, assemble: Callable[[], ItemFeatures]) -> None:
+        self._count, self._assemble = count, assemble
+
+    @cached_property
+    def _found(self) -> ItemFeatures:
+        return self._assemble()
+
+    @property
+    def longs(self) -> NDArray[np.int64]:
+        return self._found.longs
+
+    @property
+    def floats(self) -> NDArray[np.float32]:
+        return self._found.floats
+
+    def __len__(self) -> int:
+        return self._count
 
 
 def assemble_users(features: FeatureSet, context: UserContext) -> UserFeatures:
@@ -122,7 +158,7 @@ class Narrowing:
             floats=features.floats[:, self._columns[Level.USER, "float32"]],
         )
 
-    def items(self, features: ItemFeatures) -> ItemFeatures:
+    def items(self, features: ItemsShown) -> ItemFeatures:
         """[m] the target's item features."""
         return ItemFeatures(
             longs=features.longs[:, self._columns[Level.ITEM, "int64"]],

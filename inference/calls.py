@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures, named
+from features.assemble import ItemFeatures, ItemsShown, UserFeatures, named
 from features.declare import Array, FeatureSet, Level
 from inference.expected import EXCLUDE, inputs_of, signature_problems
 from inference.model import ModelRef, Scored
@@ -159,7 +159,7 @@ class CalledModel(ABC):
         )
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         batch, wide = candidates.shape
         if len(users) != batch or len(items) != batch * wide:
@@ -225,7 +225,7 @@ class CalledModel(ABC):
         return Scored(items=items.view(np.uint64), scores=scores)
 
     def _rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         batch, wide = candidates.shape
         size = self._style.size(batch)

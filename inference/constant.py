@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemsShown, UserFeatures
 from inference.model import ModelRef, Scored
 from schemas.errors import ModelFault
 
@@ -43,7 +43,7 @@ class ConstantModel:
         return best(self._items, self._scores, exclude, k)
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         """Fixed score of each candidate; unknown ones score below all known ones."""
         self._check_open()

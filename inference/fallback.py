@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemsShown, UserFeatures
 from inference.constant import ConstantModel
 from inference.model import ModelRef, Scored
 from ingest.clock import Clock
@@ -43,7 +43,7 @@ class PopularityModel:
         return self._ranking.retrieve(users, exclude, k)
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         return self._ranking.rank(users, candidates, items)
 

@@ -32,10 +32,11 @@ JOIN_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Of calls: in one batch, and waiting."""
+    """Of calls: in one batch, and waiting; `linger_s`: how long the first waits for others."""
 
     batch: int
     waiting: int
+    linger_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,8 @@ class Gatherer(Generic[T, S, R]):
     """
     A bounded queue of calls and the threads that work on them in batches.
 
-    A lone call leaves at once. Calls whose caller has given up are dropped before they cost work.
+    A lone call leaves at once, or once it has lingered. Calls whose caller has given up are dropped
+    before they cost work.
     """
 
     def __init__(self, name: str, work: Work[T, S, R], bounds: Bounds) -> None:
@@ -137,10 +139,15 @@ class Gatherer(Generic[T, S, R]):
                 log.exception("network.batch_failed", batch=self._name, calls=len(taken or ()))
                 _deliver([(call, error) for call in taken or ()])
 
+    def _enough(self) -> bool:
+        return self._closed or len(self._waiting) >= self._bounds.batch
+
     def _take(self) -> list[_Waiting[T, R]] | None:
         """The next batch, without those that nobody waits for any more. None: there is no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, IDLE_S)
+            if self._waiting and self._bounds.linger_s:
+                self._changed.wait_for(self._enough, self._bounds.linger_s)
             count = min(self._bounds.batch, len(self._waiting))
             taken = [self._waiting.popleft() for _ in range(count)]
             if not taken and self._closed:

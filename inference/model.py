@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemsShown, UserFeatures
 from features.declare import Array
 from inference.tensors import Signature
 
@@ -58,7 +58,7 @@ class Model(Protocol):
         """
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         """
         Score of each candidate, [batch, c] float32; -inf where the candidate is 0.
@@ -66,7 +66,7 @@ class Model(Protocol):
         Args:
             users: features of `batch` users.
             candidates: [batch, c] item hashes; 0 pads.
-            items: features of the batch * c candidates, row-major.
+            items: features of the batch * c candidates, row-major; read only if they are needed.
         """
 
     def close(self) -> None:

@@ -19,7 +19,9 @@ from schemas.errors import Overloaded, Rejected, Retryable
 
 log = structlog.get_logger(__name__)
 
-BOUNDS = Bounds(batch=16, waiting=256)  # batches of answers
+# Batches of answers. They linger so that callers have theirs before any of it is encoded, on
+# threads that share the interpreter with those that answer, and so that few are encoded at once.
+BOUNDS = Bounds(batch=16, waiting=256, linger_s=0.02)
 
 
 @dataclass(frozen=True, slots=True)

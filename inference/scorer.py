@@ -13,7 +13,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures, assemble_items
+from features.assemble import ItemFeatures, LaterItems, UserFeatures, assemble_items
 from features.declare import FeatureSet, ItemContext, UserContext
 from features.hashing import hash_ids
 from inference.model import Model, Scored
@@ -125,9 +125,9 @@ class Scorer:
         for row, ids in enumerate(lists):
             hashes[row, : len(ids)] = hash_ids(ids)
         owner = np.repeat(index, wide)
-        scores = model.rank(
-            _taken(batch.users, index), hashes, self.item_features(batch, owner, hashes.ravel())
-        )
+        flat = hashes.ravel()
+        shown = LaterItems(len(flat), lambda: self.item_features(batch, owner, flat))
+        scores = model.rank(_taken(batch.users, index), hashes, shown)
         picks = {}
         for row, (i, ids) in enumerate(zip(index.tolist(), lists, strict=True)):
             k = batch.asked[i].request.k

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemsShown, UserFeatures
 from features.declare import Array, FeatureSet
 from features.hashing import hash_ids
 from inference.answers import Answered, Answers
@@ -129,7 +129,7 @@ class _Kept:
         return self._model.retrieve(users, exclude, k)
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         return self._model.rank(users, candidates, items)
 

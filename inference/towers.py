@@ -18,7 +18,7 @@ import structlog
 from numpy.typing import NDArray
 
 from features import rows
-from features.assemble import ItemFeatures, UserFeatures, packed_users
+from features.assemble import ItemsShown, UserFeatures, packed_users
 from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
 from inference.calls import TOLERANCE
 from inference.model import Model, ModelRef, Scored, ServedModel
@@ -149,7 +149,7 @@ class TowerModel:
         return Scored(items=np.where(at < 0, np.uint64(0), hashes[at]), scores=scores)
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         at = self._places(candidates) if self._products else None
         if at is None:

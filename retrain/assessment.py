@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, Narrowing, UserFeatures
+from features.assemble import ItemsShown, Narrowing, UserFeatures
 from features.declare import FeatureSet
 from features.examples import Examples
 from inference.constant import ConstantModel
@@ -146,7 +146,7 @@ class _OfOldSet:
         return self._model.retrieve(self._narrowing.users(users), exclude, k)
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         narrow = self._narrowing
         return self._model.rank(narrow.users(users), candidates, narrow.items(items))

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemsShown, UserFeatures
 from features.catalog import CATALOG
 from features.declare import Array
 from features.hashing import hash_ids
@@ -83,7 +83,7 @@ class Clustered:
         return self._real.retrieve(users, exclude, k)
 
     def rank(
-        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemFeatures
+        self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown
     ) -> NDArray[np.float32]:
         return self._real.rank(users, candidates, items)
 

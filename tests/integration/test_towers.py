@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.assemble import ItemFeatures, UserFeatures
+from features.assemble import ItemFeatures, LaterItems, UserFeatures
 from features.catalog import CATALOG
 from features.declare import Level
 from features.hashing import hash_id, hash_ids
@@ -133,7 +133,8 @@ def test_candidates_are_ranked_by_the_index_as_the_graph_ranks_them(
     candidates[2, 20:] = 0
     expected = graph.rank(asked, candidates, item_features(5, 30))
     monkeypatch.setattr(graph, "rank", lambda *_: pytest.fail("the graph was asked"))
-    found = towers.rank(asked, candidates, item_features(5, 30))
+    unread = LaterItems(150, lambda: pytest.fail("features were assembled that nobody needs"))
+    found = towers.rank(asked, candidates, unread)
     assert found.dtype == np.float32
     assert np.isneginf(found[2, 20:]).all()
     given = candidates != 0

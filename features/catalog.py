@@ -8,6 +8,7 @@ on side by side with the new.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -144,6 +145,9 @@ _USER: Final = (
     user.context("country", lambda c: c.country),
 )
 
+# Each one object: affinities to the same tags share their work.
+_CATEGORIES, _CREATOR = attrgetter("categories"), attrgetter("creator")
+
 _ITEM: Final = (
     Feature(
         name="item",
@@ -181,22 +185,22 @@ _ITEM: Final = (
     item.scalar("item_price", item.price, "log(1 + price); 0: not given"),
     item.scalar(
         "category_affinity",
-        item.affinity(lambda items: items.categories),
+        item.affinity(_CATEGORIES),
         "share of the user's history with the item's categories, mean over them",
     ),
     item.scalar(
         "creator_affinity",
-        item.affinity(lambda items: items.creator),
+        item.affinity(_CREATOR),
         "share of the user's history by the item's creator",
     ),
     item.scalar(
         "category_positives",
-        item.affinity(lambda items: items.categories, TARGETS),
+        item.affinity(_CATEGORIES, TARGETS),
         "share of the positives in the user's history with the item's categories, mean over them",
     ),
     item.scalar(
         "creator_positives",
-        item.affinity(lambda items: items.creator, TARGETS),
+        item.affinity(_CREATOR, TARGETS),
         "share of the positives in the user's history by the item's creator",
     ),
     item.scalar("item_known", item.known, "1 if the catalogue has named the item"),

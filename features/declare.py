@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 class Level(StrEnum):
@@ -58,13 +59,14 @@ class UserContext:
     device: NDArray[np.uint64]
     country: NDArray[np.uint64]
     # Not taken over by `replace`: it belongs to these rows and this time.
-    _shared: dict[Any, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def shared(self, key: Any, compute: Callable[[], Array]) -> Array:
+    def shared(self, key: Any, compute: Callable[[], T]) -> T:
         """What several features need: computed once, whichever asks first."""
         if key not in self._shared:
             self._shared[key] = compute()
-        return self._shared[key]
+        found: T = self._shared[key]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +78,14 @@ class ItemContext:
     hashes: NDArray[np.uint64]  # [m] the candidate's item hash
     items: ItemTable
     index: NDArray[np.int64]  # [m] the candidate's index in `items`; -1: unknown item
-    _windows: list[ItemWindows] = field(default_factory=list, repr=False, compare=False)
-    _history: list[NDArray[np.int64]] = field(default_factory=list, repr=False, compare=False)
+    _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def shared(self, key: Any, compute: Callable[[], T]) -> T:
+        """As that of `UserContext`."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        found: T = self._shared[key]
+        return found
 
     @property
     def now_ms(self) -> NDArray[np.int64]:
@@ -87,16 +95,12 @@ class ItemContext:
     @property
     def windows(self) -> ItemWindows:
         """Event counts of the candidates: one for all features, which share windows."""
-        if not self._windows:
-            self._windows.append(self.items.windows(self.index, self.now_ms))
-        return self._windows[0]
+        return self.shared("windows", lambda: self.items.windows(self.index, self.now_ms))
 
     @property
     def history_index(self) -> NDArray[np.int64]:
         """Index in `items` of all items of the users' histories; -1: unknown item."""
-        if not self._history:
-            self._history.append(self.items.index(self.users.rows.history_item))
-        return self._history[0]
+        return self.shared("history", lambda: self.items.index(self.users.rows.history_item))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +178,18 @@ class FeatureSet:
 
     def of(self, level: Level, dtype: str | None = None) -> tuple[Feature, ...]:
         """The features of a level (and dtype), in declaration order."""
-        return tuple(
-            f for f in self.features if f.level == level and (dtype is None or f.dtype == dtype)
-        )
+        return self._of[level, dtype]
+
+    @cached_property
+    def _of(self) -> dict[tuple[Level, str | None], tuple[Feature, ...]]:
+        """They are asked for at every batch."""
+        return {
+            (level, dtype): tuple(
+                f for f in self.features if f.level == level and dtype in (None, f.dtype)
+            )
+            for level in Level
+            for dtype in (None, "int64", "float32")
+        }
 
     def width(self, level: Level, dtype: str) -> int:
         """Columns of the packed matrix of a level and dtype."""

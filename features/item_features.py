@@ -35,6 +35,9 @@ TARGETS: Final = (
 )  # what counts as a positive label
 
 
+_MOST: Final = np.finfo(np.float32).max  # for what is infinite
+
+
 def _looked_up(context: ItemContext, column: Array, default: float = 0) -> Array:
     """A column of the item table by candidate; `default` for unknown items."""
     if len(column) == 0:
@@ -94,8 +97,8 @@ def age(context: ItemContext) -> Array:
 
 def price(context: ItemContext) -> Array:
     """log(1 + price)."""
-    given = np.nan_to_num(_looked_up(context, context.items.price))
-    found: Array = np.log1p(np.maximum(given, 0)).astype(np.float32)
+    given = np.fmax(_looked_up(context, context.items.price), 0)  # of NaN and a number the number
+    found: Array = np.log1p(np.minimum(given, _MOST)).astype(np.float32)
     return found
 
 
@@ -119,52 +122,64 @@ def affinity(
     looked_for[list(types)] = True
 
     def compute(context: ItemContext) -> Array:
-        rows = context.users.rows
-        some = np.flatnonzero(looked_for[rows.history_type])
-        owner = owners(rows.history_splits)[some]
-        at = context.history_index[some]
-        table = column(context.items)  # after `at`: another thread may be adding items
-        table = table if table.ndim == 2 else table[:, None]
-        known = at >= 0
-        held, held_by = _tags(table[at[known]], owner[known])
-        wanted = _looked_up(context, table)
-        asked, asked_by = _tags(wanted, np.arange(len(wanted)))
-        share = _shares(held, held_by, asked, context.request[asked_by])
-        looked_at = np.bincount(owner, minlength=len(rows))
-        share = share / np.maximum(looked_at, 1)[context.request[asked_by]]
-        total = np.bincount(asked_by, weights=share, minlength=len(wanted))
-        mean: Array = total / np.maximum((wanted != 0).sum(axis=1), 1)
-        return mean.astype(np.float32)
+        tags = context.shared(column, lambda: _Tags(context, column(context.items)))
+        return tags.affinity(looked_for)
 
     return compute
 
 
-def _tags(
-    tags: NDArray[np.uint64], owner: NDArray[np.int64]
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Tags that are there, flat, with their owners."""
-    there = tags != 0
-    return tags[there], np.repeat(owner, there.sum(axis=1))
+class _Tags:
+    """
+    Tags of the candidates, and where they occur in their users' histories: what affinities to
+    different types of events have in common.
+    """
 
+    def __init__(self, context: ItemContext, table: NDArray[np.uint64]) -> None:
+        rows = context.users.rows
+        table = table if table.ndim == 2 else table[:, None]
+        self._owner = context.users.shared("history owners", lambda: owners(rows.history_splits))
+        self._type, self._people = rows.history_type, len(rows)
+        self._request = context.request
+        wanted = _looked_up(context, table)
+        self._wanted = wanted != 0
+        self._asked_by = np.repeat(np.arange(len(wanted)), self._wanted.sum(axis=1))
+        asked, person = wanted[self._wanted], context.request[self._asked_by]
+        # What is asked for is sorted; what is held, which is far more, is only looked up in it.
+        names, asked_at = np.unique(asked, return_inverse=True)
+        pairs, self._again = np.unique(person * len(names) + asked_at, return_inverse=True)
+        self._pairs = len(pairs)
+        at = context.history_index
+        entry = np.flatnonzero(at >= 0)
+        # An item may be newer than the column: another thread may be adding items.
+        entry = entry[at[entry] < len(table)]
+        tags = table[at[entry]]
+        there = tags != 0
+        held, entry = tags[there], np.repeat(entry, there.sum(axis=1))
+        if not (len(pairs) and len(held)):
+            self._entry, self._place = entry[:0], entry[:0]
+            return
+        name = np.minimum(np.searchsorted(names, held), len(names) - 1)
+        named = np.flatnonzero(names[name] == held)
+        key = self._owner[entry[named]] * len(names) + name[named]
+        place = np.minimum(np.searchsorted(pairs, key), len(pairs) - 1)
+        met = pairs[place] == key
+        self._entry, self._place = entry[named[met]], place[met]
 
-def _shares(
-    held: NDArray[np.uint64],
-    held_by: NDArray[np.int64],
-    asked: NDArray[np.uint64],
-    asked_by: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """How often each asked tag is held by the same user, [asked] float64."""
-    if len(held) == 0 or len(asked) == 0:
-        return np.zeros(len(asked))
-    # What is asked for is sorted; what is held, which is far more, is only looked up in it.
-    names, asked_at = np.unique(asked, return_inverse=True)
-    held_at = np.minimum(np.searchsorted(names, held), len(names) - 1)
-    named = names[held_at] == held
-    wanted, again = np.unique(asked_by * len(names) + asked_at, return_inverse=True)
-    pairs = held_by[named] * len(names) + held_at[named]
-    at = np.minimum(np.searchsorted(wanted, pairs), len(wanted) - 1)
-    counts = np.bincount(at[wanted[at] == pairs], minlength=len(wanted))
-    return counts[again].astype(np.float64)
+    def affinity(self, looked_for: NDArray[np.bool_]) -> Array:
+        """
+        Mean share of each candidate's tags among its user's events of these types, [m] float32.
+
+        Args:
+            looked_for: [256] by type.
+        """
+        mine = looked_for[self._type]
+        counts = np.bincount(self._place[mine[self._entry]], minlength=self._pairs)
+        events = np.bincount(self._owner[mine], minlength=self._people)
+        whose = self._request[self._asked_by]
+        share = counts[self._again].astype(np.float64) / np.maximum(events, 1)[whose]
+        total = np.bincount(self._asked_by, weights=share, minlength=len(self._wanted))
+        mean: Array = total / np.maximum(self._wanted.sum(axis=1), 1)
+        return mean.astype(np.float32)
 
 
 def scalar(

@@ -203,52 +203,77 @@ def window_table(
         low, high = np.zeros(n, np.int64), np.full(n, TYPES, np.int64)
     row = owners(tiles.splits)
     inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
+    place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
     # float64 sums are exact here: at most 880 counts below 2**32 each.
-    return _by_type(tiles, row, inside, tiles.count[inside], n).astype(np.int64)
+    found = np.bincount(place, weights=tiles.count[inside], minlength=n * TYPES)
+    return found.astype(np.int64).reshape(n, TYPES)
 
 
-def sliding_table(
-    tiles: Tiles, now_ms: NDArray[np.int64], *, hours: int = 0, days: int = 0
-) -> NDArray[np.float64]:
-    """
-    Events of every type in the hours or days up to each row's now, [n, TYPES] float64.
+class Sliding:
+    """Windows and decays up to each row's now, [n], over the same tiles: what they share."""
 
-    The bucket of now counts whole, and so do those before it but the oldest: it counts by the share
-    of it that the window still covers, as if its events were spread evenly over it. So an event
-    leaves a window of an hour between 1 and 2 hours after it came, and never suddenly.
-    """
-    span, wide = _span_and_length(hours, days)
-    size_ms, base = _SIZE_MS[span], span << _SPAN_SHIFT
-    newest = now_ms // size_ms
-    left = 1 - now_ms % size_ms / size_ms
-    low = base + (np.maximum(newest - wide, 0) << _BUCKET_SHIFT)
-    whole = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
-    row = owners(tiles.splits)
-    high = base + (np.maximum(newest + 1, 0) << _BUCKET_SHIFT)
-    inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
-    mine = row[inside]
-    share = np.where(tiles.key[inside] < whole[mine], left[mine], 1.0)
-    return _by_type(tiles, row, inside, tiles.count[inside] * share, len(now_ms))
+    def __init__(self, tiles: Tiles, now_ms: NDArray[np.int64]) -> None:
+        self._tiles = tiles
+        self._now_ms = now_ms
+        self._row = owners(tiles.splits)
+        self._spans: dict[int, _Span] = {}
+
+    def window(self, *, hours: int = 0, days: int = 0) -> NDArray[np.float64]:
+        """
+        Events of every type in the hours or days up to now, [n, TYPES] float64.
+
+        The bucket of now counts whole, and so do those before it but the oldest: it counts by the
+        share of it that the window still covers, as if its events were spread evenly over it. So an
+        event leaves a window of an hour between 1 and 2 hours after it came, and never suddenly.
+        """
+        span, wide = _span_and_length(hours, days)
+        found, size_ms = self._span(span), _SIZE_MS[span]
+        inside = np.flatnonzero(found.age <= wide)
+        left = 1 - self._now_ms % size_ms / size_ms
+        share = np.where(found.age[inside] == wide, left[found.row[inside]], 1.0)
+        return self._by_type(found.place[inside], found.events[inside] * share)
+
+    def decayed(self, half_life_ms: int) -> NDArray[np.float64]:
+        """
+        Events of every type in the days kept, each halved for every half-life passed, [n, TYPES].
+
+        The events of a day are taken to be as old as its middle; those of the day of now, as the
+        middle of what has passed of it. Days after now do not count.
+        """
+        found = self._span(DAY)
+        now = self._now_ms[found.row]
+        begin_ms = (now // DAY_MS - found.age) * DAY_MS
+        age_ms = now - (begin_ms + np.minimum(begin_ms + DAY_MS, now)) / 2
+        return self._by_type(found.place, found.events * np.exp2(-age_ms / half_life_ms))
+
+    def _span(self, span: int) -> _Span:
+        """The tiles of a span that are not after now."""
+        if span not in self._spans:
+            key = self._tiles.key
+            at = np.flatnonzero(span_of(key) == span)
+            row, key = self._row[at], key[at]
+            bucket = (key & np.uint32((1 << _SPAN_SHIFT) - 1)) >> np.uint32(_BUCKET_SHIFT)
+            age = (self._now_ms // _SIZE_MS[span])[row] - bucket
+            place = row * TYPES + (key & np.uint32(TYPES - 1))
+            past = np.flatnonzero(age >= 0)
+            self._spans[span] = _Span(
+                row[past], age[past], place[past], self._tiles.count[at[past]]
+            )
+        return self._spans[span]
+
+    def _by_type(self, place: NDArray[np.int64], weights: NDArray[Any]) -> NDArray[np.float64]:
+        n = len(self._now_ms)
+        found = np.bincount(place, weights=weights, minlength=n * TYPES)
+        return found.astype(np.float64, copy=False).reshape(n, TYPES)
 
 
-def decayed_table(
-    tiles: Tiles, now_ms: NDArray[np.int64], half_life_ms: int
-) -> NDArray[np.float64]:
-    """
-    Events of every type in the days kept, each halved for every half-life passed, [n, TYPES].
+class _Span(NamedTuple):
+    """m tiles of one span, none of them after its row's now."""
 
-    The events of a day are taken to be as old as its middle; those of the day of now, as the middle
-    of what has passed of it. Days after now do not count.
-    """
-    row = owners(tiles.splits)
-    bucket = (tiles.key & np.uint32((1 << _SPAN_SHIFT) - 1)) >> np.uint32(_BUCKET_SHIFT)
-    begin_ms = bucket.astype(np.int64) * DAY_MS
-    now = now_ms[row]
-    inside = np.flatnonzero((span_of(tiles.key) == DAY) & (begin_ms <= now))
-    begin_ms, now = begin_ms[inside], now[inside]
-    age_ms = now - (begin_ms + np.minimum(begin_ms + DAY_MS, now)) / 2
-    left = tiles.count[inside] * np.exp2(-age_ms / half_life_ms)
-    return _by_type(tiles, row, inside, left, len(now_ms))
+    row: NDArray[np.int64]
+    age: NDArray[np.int64]  # buckets before that of now
+    place: NDArray[np.int64]  # row and event type
+    events: NDArray[np.uint32]
 
 
 def window_counts(
@@ -269,19 +294,6 @@ def _span_and_length(hours: int, days: int) -> tuple[int, int]:
     if bool(hours) == bool(days):
         raise ValueError(f"hours={hours} and days={days}: give one of them")
     return (HOUR, hours) if hours else (DAY, days)
-
-
-def _by_type(
-    tiles: Tiles,
-    row: NDArray[np.int64],
-    inside: NDArray[np.int64],
-    weights: NDArray[Any],
-    n: int,
-) -> NDArray[np.float64]:
-    """Sum of the weights of these tiles by row and event type, [n, TYPES]."""
-    place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
-    found = np.bincount(place, weights=weights, minlength=n * TYPES)
-    return found.astype(np.float64, copy=False).reshape(n, TYPES)
 
 
 def _counted(wide: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from features import tiles
 from features.declare import DAY_MS, Array, Drift, Feature, Level, RowPolicy, UserContext
 from features.hashing import hash_id
-from features.ragged import owners, spans, splits_of
+from features.ragged import owners, spans
 from schemas.events import EventType
 
 # Static user attributes that rows keep.
@@ -34,6 +34,9 @@ POLICY: Final = RowPolicy(attributes=ATTRIBUTES)
 SESSION_GAP_MS: Final = 30 * 60_000
 # Pseudo-counts of a rate's prior: 1 click in 20 impressions.
 PRIOR_CLICKS, PRIOR_IMPRESSIONS = 1.0, 20.0
+
+
+_MOST: Final = np.finfo(np.float32).max  # for what is infinite
 
 
 class Window(NamedTuple):
@@ -89,22 +92,21 @@ def history_ages(context: UserContext) -> Array:
 
 def history_values(context: UserContext) -> Array:
     """Values of the history, sign(v) * log(1 + |v|), 0 for none, [n, history_length]."""
-    values = np.nan_to_num(_history(context, "history_value"))
-    return np.asarray(np.sign(values) * np.log1p(np.abs(values)), np.float32)
+    given = _history(context, "history_value")
+    values = np.clip(np.where(np.isnan(given), 0, given), -_MOST, _MOST)
+    return np.asarray(np.copysign(np.log1p(np.abs(values)), values), np.float32)
 
 
-def _tiles(context: UserContext) -> tiles.Tiles:
+def _sliding(context: UserContext) -> tiles.Sliding:
     rows = context.rows
-    return tiles.Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
+    held = tiles.Tiles(rows.tile_splits, rows.tile_key, rows.tile_count)
+    return context.shared("sliding", lambda: tiles.Sliding(held, context.now_ms))
 
 
 def _window_table(context: UserContext, window: Window) -> Array:
-    """Events of each type in the window, [n, types] float64; see `tiles.sliding_table`."""
+    """Events of each type in the window, [n, types] float64; see `tiles.Sliding`."""
     hours, days = window.hours, window.days
-    return context.shared(
-        window,
-        lambda: tiles.sliding_table(_tiles(context), context.now_ms, hours=hours, days=days),
-    )
+    return context.shared(window, lambda: _sliding(context).window(hours=hours, days=days))
 
 
 def count(event_type: EventType, window: Window) -> Feature:
@@ -153,7 +155,7 @@ def decayed(name: str, types: Sequence[EventType], half_life_days: int) -> Featu
     def compute(context: UserContext) -> Array:
         table = context.shared(
             ("decayed", half_life_days),
-            lambda: tiles.decayed_table(_tiles(context), context.now_ms, half_life_days * DAY_MS),
+            lambda: _sliding(context).decayed(half_life_days * DAY_MS),
         )
         total: Array = np.log1p(table[:, list(types)].sum(axis=1)).astype(np.float32)
         return total
@@ -170,9 +172,8 @@ def recent(event_type: EventType) -> Feature:
     """The last items of one type, from the history."""
 
     def compute(context: UserContext) -> Array:
-        at, owner = _of_type(context, event_type)
-        splits = splits_of(np.bincount(owner, minlength=len(context.rows)))
-        return _newest(splits, context.rows.history_item[at], RECENT).view(np.int64)
+        found = context.shared("by type", lambda: _ByType(context))
+        return found.items[:, event_type].view(np.int64)
 
     return Feature(
         name=f"recent_{event_type.name.lower()}s",
@@ -190,10 +191,8 @@ def recency(event_type: EventType) -> Feature:
     """How long ago the history's newest event of a type is."""
 
     def compute(context: UserContext) -> Array:
-        at, owner = _of_type(context, event_type)
-        newest = np.zeros(len(context.rows), np.int64)
-        np.maximum.at(newest, owner, context.rows.history_time_ms[at])
-        return since(newest, context.now_ms, 1000)
+        found = context.shared("by type", lambda: _ByType(context))
+        return since(found.newest_ms[:, event_type], context.now_ms, 1000)
 
     return scalar(
         f"since_{event_type.name.lower()}",
@@ -202,14 +201,23 @@ def recency(event_type: EventType) -> Feature:
     )
 
 
-def _of_type(
-    context: UserContext, event_type: EventType
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Flat places of the history's entries of a type, and whose they are."""
-    rows = context.rows
-    owner = context.shared("history owners", lambda: owners(rows.history_splits))
-    at = np.flatnonzero(rows.history_type == event_type)
-    return at, owner[at]
+class _ByType:
+    """The history apart by event type: the last items [n, TYPES, RECENT] and their newest time."""
+
+    def __init__(self, context: UserContext) -> None:
+        rows = context.rows
+        owner = context.shared("history owners", lambda: owners(rows.history_splits))
+        group = owner * tiles.TYPES + rows.history_type
+        order = np.argsort(group, kind="stable")
+        group = group[order]
+        counts = np.bincount(group, minlength=len(rows) * tiles.TYPES)
+        left = np.cumsum(counts)[group] - np.arange(len(group))  # 1: the last of its group
+        last = np.flatnonzero(left <= RECENT)
+        self.items = np.zeros((len(rows), tiles.TYPES, RECENT), np.uint64)
+        flat = self.items.reshape(-1)
+        flat[(group[last] + 1) * RECENT - left[last]] = rows.history_item[order[last]]
+        self.newest_ms = np.zeros((len(rows), tiles.TYPES), np.int64)
+        np.maximum.at(self.newest_ms.reshape(-1), group, rows.history_time_ms[order])
 
 
 def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -> Array:

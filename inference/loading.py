@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,15 +69,19 @@ class RegistryLoader:
         self._imported = False  # TensorFlow, and what it needs
 
     def load(self, version: int) -> Model:
-        opened = self._runtime()
-        if not self._imported:
-            self._imported = True
-            # What is there by now stays, TensorFlow above all: no search for garbage needs to look
-            # at it again. No model is: what is frozen with it would never be given back.
-            gc.collect()
-            gc.freeze()
-        copy = self._registry.fetch(self._name, version, self._keys)
+        with ThreadPoolExecutor(
+            1
+        ) as aside:  # the first one takes as long to import as bytes to come
+            runtime = aside.submit(self._runtime)
+            copy = self._registry.fetch(self._name, version, self._keys)
         try:
+            opened = runtime.result()
+            if not self._imported:
+                self._imported = True
+                # What is there by now stays, TensorFlow above all: no search for garbage needs to
+                # look at it again. No model is: what is frozen with it would never be given back.
+                gc.collect()
+                gc.freeze()
             facts = read_manifest(copy).facts
             ref = ModelRef(name=self._name, version=version, fingerprint=facts.fingerprint)
             features = trained_on(facts)

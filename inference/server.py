@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
@@ -51,6 +52,9 @@ from schemas.codec import Codec
 from schemas.errors import BrokerUnavailable, PositionMoved, Retryable
 from schemas.events import Recommendation, Release
 from schemas.registry import RemoteRegistry
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 log = structlog.get_logger(__name__)
 
@@ -106,13 +110,14 @@ def run(settings: Settings, options: Options) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # TensorFlow imports Keras, which takes half as long again. Models are run here, not made.
+    sys.modules.setdefault("keras", cast("ModuleType", None))
     # A commit is a dozen short steps: each would wait 5 ms for the thread that computes.
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     with ExitStack() as stack:
         server = Server(settings, options, stack)
         server.expose(stop)
-        server.wait_ready(stop)
         server.serve(stop)
 
 
@@ -186,21 +191,17 @@ class Server:
         opened = {"http": network.http_port, "grpc": network.grpc_port}
         self._ports += "".join(f", {name} on port {port}" for name, port in opened.items() if port)
 
-    def wait_ready(self, stop: threading.Event) -> None:
-        """Until the items are read and the released model is in memory, or has been refused."""
-        end_s, items = self._clock.monotonic_s() + READY_S, self._own.items_ready
-        while not stop.is_set() and not (items.is_set() and self._reloader.settled()):
-            if self._clock.monotonic_s() > end_s:
-                log.warning("serve.not_ready", items=items.is_set())
-                break
-            self._clock.sleep(0.02)
-        self._started.set()
-
     def serve(self, stop: threading.Event) -> None:
-        """Live after live of the pipeline, until told to stop."""
+        """
+        Live after live of the pipeline, until told to stop.
+
+        Its ends find their broker while the model is loaded; the group is joined after that, so
+        that no other instance gives up partitions to one that cannot answer yet.
+        """
         while not stop.is_set():
             try:
                 with self._ends() as ends:
+                    self._wait_ready(stop)
                     consumer = Consumer(
                         ends, self._steps, self._policy(), self._clock, self._costs, self._metrics
                     )
@@ -213,6 +214,18 @@ class Server:
                 log.warning("serve.unavailable", error=str(error))
                 self._metrics.count("loop.retries", loop="serve", error=type(error).__name__)
                 self._clock.sleep(RETRY_S)
+
+    def _wait_ready(self, stop: threading.Event) -> None:
+        """Until the items are read and the released model is in memory, or has been refused."""
+        if self._started.is_set():
+            return
+        end_s, items = self._clock.monotonic_s() + READY_S, self._own.items_ready
+        while not stop.is_set() and not (items.is_set() and self._reloader.settled()):
+            if self._clock.monotonic_s() > end_s:
+                log.warning("serve.not_ready", items=items.is_set())
+                break
+            self._clock.sleep(0.02)
+        self._started.set()
 
     def _check_requests(self) -> None:
         """Refuse a group that stands where the log of requests does not reach."""

@@ -71,8 +71,10 @@ class _Served:
     def __init__(self, network: Network, features: FeatureSet) -> None:
         self._network, self._features = network, features
         vectors, bias = network.items()
-        self.vectors, self.bias = tf.constant(vectors.numpy()), tf.constant(bias.numpy())
-        self.hashes = tf.constant(np.concatenate([[0], network.knowledge.items]))
+        # Variables: what is large is restored from its file. A constant is parsed with the graph,
+        # and copied with it several times.
+        self.vectors, self.bias = _stored(vectors.numpy()), _stored(bias.numpy())
+        self.hashes = _stored(np.concatenate([[0], network.knowledge.items]))
         specs = expected_inputs(features)
         of_items = input_specs(features, Level.ITEM)
         own = {name: of_items[name] for name in roles_of(features).content}
@@ -87,7 +89,6 @@ class _Served:
         """Write the functions with what they use, and nothing else of the network."""
         module = tf.Module()  # owns what the graphs capture
         module.variables_used = [v for f in self.functions.values() for v in f.graph.variables]
-        module.constants_used = [self.vectors, self.bias, self.hashes]
         tf.saved_model.save(module, str(folder), signatures=self.functions)
 
     def _retrieve(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -188,6 +189,10 @@ def parity(
 def size_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _stored(values: Array) -> tf.Variable:
+    return tf.Variable(values, trainable=False)
 
 
 def _traced(function: Any, specs: Inputs) -> Any:

@@ -170,6 +170,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
     def __init__(self, policy: NetworkPolicy, roles: Roles, knowledge: Knowledge) -> None:
         super().__init__()
         self.policy, self.roles, self.knowledge = policy, roles, knowledge
+        self.known = tf.Variable(knowledge.items, trainable=False)  # no constant: see `export`
         self.ids = _embedding(len(knowledge.items) + 1, policy.width)
         self.content = {
             n: _embedding(policy.content_buckets + 1, policy.width) for n in roles.content
@@ -232,7 +233,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
 
     def index(self, hashes: tf.Tensor) -> tf.Tensor:
         """Vocabulary index of item hashes (int64, any shape); 0 where unknown."""
-        known = tf.constant(self.knowledge.items)
+        known = self.known
         flat = tf.reshape(hashes, [-1])
         at = tf.minimum(tf.searchsorted(known, flat), len(self.knowledge.items) - 1)
         found = tf.where(tf.gather(known, at) == flat, at + 1, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -325,6 +327,23 @@ def test_answers_written_by_columns_say_the_same(world):
     assert [codec.decode(one.value) for one in records] == list(answers.answers)
     assert [one.key for one in records] == [one.request.user_id.encode() for one in asked]
     assert {answer.shadow is None for answer in answers.answers} == {True, False}
+
+
+def test_callers_are_told_the_same_without_features(world):
+    world.row("ann", "item-0")
+    answers = world.service.answer(world.asked(request("ann"), request("bob", k=0)))
+    bare = [
+        replace(
+            answer,
+            user_longs=(),
+            user_floats=(),
+            items=tuple(replace(item, longs=(), floats=()) for item in answer.items),
+        )
+        for answer in answers.answers
+    ]
+    assert list(answers.told) == bare
+    assert answers.answers[0].user_longs
+    assert len(bare[0].items) == 5
 
 
 def many(users) -> bool:

@@ -50,14 +50,9 @@ class Drift(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UserContext:
-    """n requests with their users' rows. Hash 0: not given."""
+class _Context:
+    """What features are computed from, and what several of them need."""
 
-    rows: Rows
-    now_ms: NDArray[np.int64]  # [n] the request's event time: the "now" of windows and decay
-    surface: NDArray[np.uint64]  # [n] hashes
-    device: NDArray[np.uint64]
-    country: NDArray[np.uint64]
     # Not taken over by `replace`: it belongs to these rows and this time.
     _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -70,7 +65,18 @@ class UserContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ItemContext:
+class UserContext(_Context):
+    """n requests with their users' rows. Hash 0: not given."""
+
+    rows: Rows
+    now_ms: NDArray[np.int64]  # [n] the request's event time: the "now" of windows and decay
+    surface: NDArray[np.uint64]  # [n] hashes
+    device: NDArray[np.uint64]
+    country: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemContext(_Context):
     """m candidates, each for one of the n requests of `users`."""
 
     users: UserContext
@@ -78,14 +84,6 @@ class ItemContext:
     hashes: NDArray[np.uint64]  # [m] the candidate's item hash
     items: ItemTable
     index: NDArray[np.int64]  # [m] the candidate's index in `items`; -1: unknown item
-    _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def shared(self, key: Any, compute: Callable[[], T]) -> T:
-        """As that of `UserContext`."""
-        if key not in self._shared:
-            self._shared[key] = compute()
-        found: T = self._shared[key]
-        return found
 
     @property
     def now_ms(self) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from features.declare import DAY_MS, Array, Feature, ItemContext, Level
 from features.ragged import owners
 from features.user_features import (
     HOUR,
+    LARGEST,
     PRIOR_CLICKS,
     PRIOR_IMPRESSIONS,
     WEEK,
@@ -33,9 +34,6 @@ TARGETS: Final = (
     EventType.PURCHASE,
     EventType.RATING,
 )  # what counts as a positive label
-
-
-_MOST: Final = np.finfo(np.float32).max  # for what is infinite
 
 
 def _looked_up(context: ItemContext, column: Array, default: float = 0) -> Array:
@@ -98,7 +96,7 @@ def age(context: ItemContext) -> Array:
 def price(context: ItemContext) -> Array:
     """log(1 + price)."""
     given = np.fmax(_looked_up(context, context.items.price), 0)  # of NaN and a number the number
-    found: Array = np.log1p(np.minimum(given, _MOST)).astype(np.float32)
+    found: Array = np.log1p(np.minimum(given, LARGEST)).astype(np.float32)
     return found
 
 
@@ -141,9 +139,10 @@ class _Tags:
         self._type, self._people = rows.history_type, len(rows)
         self._request = context.request
         wanted = _looked_up(context, table)
-        self._wanted = wanted != 0
-        self._asked_by = np.repeat(np.arange(len(wanted)), self._wanted.sum(axis=1))
-        asked, person = wanted[self._wanted], context.request[self._asked_by]
+        named = wanted != 0
+        self._count = named.sum(axis=1)  # of each candidate's tags
+        self._asked_by = np.repeat(np.arange(len(wanted)), self._count)
+        asked, person = wanted[named], context.request[self._asked_by]
         # What is asked for is sorted; what is held, which is far more, is only looked up in it.
         names, asked_at = np.unique(asked, return_inverse=True)
         pairs, self._again = np.unique(person * len(names) + asked_at, return_inverse=True)
@@ -159,11 +158,11 @@ class _Tags:
             self._entry, self._place = entry[:0], entry[:0]
             return
         name = np.minimum(np.searchsorted(names, held), len(names) - 1)
-        named = np.flatnonzero(names[name] == held)
-        key = self._owner[entry[named]] * len(names) + name[named]
+        alike = np.flatnonzero(names[name] == held)
+        key = self._owner[entry[alike]] * len(names) + name[alike]
         place = np.minimum(np.searchsorted(pairs, key), len(pairs) - 1)
         met = pairs[place] == key
-        self._entry, self._place = entry[named[met]], place[met]
+        self._entry, self._place = entry[alike[met]], place[met]
 
     def affinity(self, looked_for: NDArray[np.bool_]) -> Array:
         """
@@ -177,8 +176,8 @@ class _Tags:
         events = np.bincount(self._owner[mine], minlength=self._people)
         whose = self._request[self._asked_by]
         share = counts[self._again].astype(np.float64) / np.maximum(events, 1)[whose]
-        total = np.bincount(self._asked_by, weights=share, minlength=len(self._wanted))
-        mean: Array = total / np.maximum(self._wanted.sum(axis=1), 1)
+        total = np.bincount(self._asked_by, weights=share, minlength=len(self._count))
+        mean: Array = total / np.maximum(self._count, 1)
         return mean.astype(np.float32)
 
 

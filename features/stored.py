@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from features.ragged import spans, splits_of
+from schemas.words import anywhere
 
 SEAL_BYTES: Final = 8
 _PADDING_BYTES: Final = 8  # behind the last value, so that a word may begin at its last byte
@@ -58,7 +59,7 @@ def laid_out(n: int, parts: Sequence[Part]) -> LaidOut:
     at = splits[:-1] + SEAL_BYTES
     for flat, lengths, size in some:
         place = at if lengths is None else spans(at, lengths, size)
-        _words(data, flat.dtype)[place] = flat
+        anywhere(data, flat.dtype)[place] = flat
         at = at + (size if lengths is None else lengths * size)
     return LaidOut(data, splits)
 
@@ -75,7 +76,7 @@ def sealed(laid: LaidOut, kind: int) -> list[bytes]:
         np.uint64,
         len(ends),
     )
-    _words(laid.data, np.dtype("u8"))[laid.splits[:-1]] = found ^ np.uint64(kind)
+    anywhere(laid.data, np.dtype("u8"))[laid.splits[:-1]] = found ^ np.uint64(kind)
     whole = laid.data.tobytes()
     return [whole[a:b] for a, b in zip(bounds, ends, strict=False)]
 
@@ -96,7 +97,7 @@ class Unsealed:
         digest = xxhash.xxh3_64_intdigest
         found = np.array([digest(v[SEAL_BYTES:]) for v in kept], np.uint64)
         self._data, at = _joined(kept, sizes[good])
-        fine = _words(self._data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
+        fine = anywhere(self._data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
         good[good] = fine
         self.there = np.flatnonzero(good)
         self.corrupt = tuple(np.flatnonzero((sizes >= 0) & ~good).tolist())
@@ -104,13 +105,13 @@ class Unsealed:
 
     def one(self, dtype: str, size: int) -> NDArray[Any]:
         """The next part, of which every row has one entry, [m]."""
-        found = _cut(_words(self._data, np.dtype(dtype))[self._at], size)
+        found = _cut(anywhere(self._data, np.dtype(dtype))[self._at], size)
         self._at = self._at + size
         return found
 
     def next(self, dtype: str, size: int, lengths: NDArray[np.int64]) -> NDArray[Any]:
         """The next part, of which every row has so many entries."""
-        words = _words(self._data, np.dtype(dtype))
+        words = anywhere(self._data, np.dtype(dtype))
         if not lengths.any():
             return np.empty(0, words.dtype)
         at = spans(self._at, lengths, size)
@@ -122,12 +123,6 @@ def _joined(values: list[bytes], sizes: NDArray[np.int64]) -> tuple[Bytes, NDArr
     """All values in one buffer, padded, and where each begins."""
     data = np.frombuffer(b"".join([*values, bytes(_PADDING_BYTES)]), np.uint8)
     return data, np.cumsum(sizes) - sizes
-
-
-def _words(data: Bytes, kind: np.dtype[Any]) -> NDArray[Any]:
-    """The buffer as a word from every byte on: they overlap."""
-    shape = (len(data) - kind.itemsize + 1,)
-    return np.ndarray(shape, kind.newbyteorder("<"), data, strides=(1,))
 
 
 def _cut(words: NDArray[Any], size: int) -> NDArray[Any]:

@@ -35,8 +35,7 @@ SESSION_GAP_MS: Final = 30 * 60_000
 # Pseudo-counts of a rate's prior: 1 click in 20 impressions.
 PRIOR_CLICKS, PRIOR_IMPRESSIONS = 1.0, 20.0
 
-
-_MOST: Final = np.finfo(np.float32).max  # for what is infinite
+LARGEST: Final = np.finfo(np.float32).max  # for what is infinite
 
 
 class Window(NamedTuple):
@@ -93,7 +92,7 @@ def history_ages(context: UserContext) -> Array:
 def history_values(context: UserContext) -> Array:
     """Values of the history, sign(v) * log(1 + |v|), 0 for none, [n, history_length]."""
     given = _history(context, "history_value")
-    values = np.clip(np.where(np.isnan(given), 0, given), -_MOST, _MOST)
+    values = np.clip(np.where(np.isnan(given), 0, given), -LARGEST, LARGEST)
     return np.asarray(np.copysign(np.log1p(np.abs(values)), values), np.float32)
 
 

@@ -69,9 +69,8 @@ class RegistryLoader:
         self._imported = False  # TensorFlow, and what it needs
 
     def load(self, version: int) -> Model:
-        with ThreadPoolExecutor(
-            1
-        ) as aside:  # the first one takes as long to import as bytes to come
+        # The runtime is imported at the first version, while its bytes are copied and checked.
+        with ThreadPoolExecutor(1) as aside:
             runtime = aside.submit(self._runtime)
             copy = self._registry.fetch(self._name, version, self._keys)
         try:

@@ -89,6 +89,9 @@ class Options:
 
         Powers of two, and from 16 on half-way between them: a batch that is padded to the next size
         costs what a full one does.
+
+        >>> Options(max_batch=40).batch_sizes()
+        (1, 2, 4, 8, 16, 24, 32, 40)
         """
         doubled = [2**n for n in range(self.max_batch.bit_length())]
         finer = [size // 2 * 3 for size in doubled if size >= FINER]

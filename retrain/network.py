@@ -118,16 +118,6 @@ def scale_of(values: Array) -> tuple[float, float]:
     return float(logs.mean()), float(logs.std()) or 1.0
 
 
-class Norm(keras.layers.LayerNormalization):
-    """Layer normalisation (Ba, Kiros and Hinton, 2016), in fewer operations than Keras takes."""
-
-    def call(self, states: tf.Tensor) -> tf.Tensor:
-        mean, variance = tf.nn.moments(states, [-1], keepdims=True)
-        return tf.nn.batch_normalization(
-            states, mean, variance, self.beta, self.gamma, self.epsilon
-        )
-
-
 class Block(keras.layers.Layer):
     """
     Pre-norm self-attention and feed-forward. With `last`, only the last position goes on.
@@ -140,7 +130,7 @@ class Block(keras.layers.Layer):
         super().__init__()
         self.heads, self.width, self.last = policy.heads, policy.width, last
         width, dense = policy.width, keras.layers.Dense
-        self.norms = [Norm() for _ in range(2)]
+        self.norms = [keras.layers.LayerNormalization() for _ in range(2)]
         self.query, self.key_value, self.out = dense(width), dense(2 * width), dense(width)
         self.key_value.build((None, width))
         self.wide, self.narrow = dense(2 * width, activation="gelu"), dense(width)
@@ -191,7 +181,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
             keras.layers.Dense(policy.width),
         ]
         self.blocks = [Block(policy, last=i == policy.blocks - 1) for i in range(policy.blocks)]
-        self.norm = Norm()
+        self.norm = keras.layers.LayerNormalization()
         # Zero: at the first step every user's ranking is the popular one.
         self.head = keras.layers.Dense(policy.width, kernel_initializer="zeros")
 

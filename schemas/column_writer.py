@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -126,8 +126,12 @@ def _record(node: Any) -> _Write:
 def _joined(fields: list[Found]) -> Found:
     """Each record's fields in their order: numbers that follow each other become bytes at once."""
     runs: list[Found] = []
-    for numbers, group in groupby(fields, key=lambda part: isinstance(part, Numbers)):
-        runs += [side_by_side(group)] if numbers else group  # type: ignore[arg-type]  # noqa: B031
+    for part in fields:
+        last = runs[-1] if runs else None
+        if isinstance(part, Numbers) and isinstance(last, Numbers):
+            runs[-1] = side_by_side((last, part))
+        else:
+            runs.append(part)
     if len(runs) == 1:
         return runs[0]
     return list(map(b"".join, zip(*map(_pieces, runs), strict=True)))

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-WORD_BYTES: Final = 8
+_WORD_BYTES: Final = 8
 _INT32: Final = (-(1 << 31), (1 << 31) - 1)
 
 
@@ -78,20 +78,24 @@ def pieces(numbers: Numbers) -> list[bytes]:
         return [b""] * n
     ends = np.cumsum(words.size, dtype=np.int64)
     starts = ends - words.size.ravel()
-    data = np.empty(int(ends[-1]) + WORD_BYTES, np.uint8)
-    # A word at every byte. They overlap; NumPy assigns in the order of the index, so what a word
-    # has too much is written over by the next one.
-    anywhere = np.ndarray((len(data) - WORD_BYTES + 1,), "<u8", data.data, strides=(1,))
-    anywhere[starts] = words.low.ravel()
+    data = np.empty(int(ends[-1]) + _WORD_BYTES, np.uint8)
+    # NumPy assigns in the order of the index: what a word has too much, the next one overwrites.
+    anywhere(data, np.dtype("u8"))[starts] = words.low.ravel()
     top = words.top.ravel()
     long = np.flatnonzero(top)
-    ninth, rest = starts[long] + WORD_BYTES, top[long]
+    ninth, rest = starts[long] + _WORD_BYTES, top[long]
     data[ninth] = rest
     more = np.flatnonzero(rest >> np.uint8(7))
     data[ninth[more] + 1] = 1  # all that 64 bits leave for a tenth byte
     cut = [0, *ends[count - 1 :: count].tolist()]
     whole = data.tobytes()
     return [whole[start:stop] for start, stop in pairwise(cut)]
+
+
+def anywhere(data: NDArray[np.uint8], kind: np.dtype[Any]) -> NDArray[Any]:
+    """The buffer as a little-endian word from every byte on: they overlap."""
+    shape = (len(data) - kind.itemsize + 1,)
+    return np.ndarray(shape, kind.newbyteorder("<"), data, strides=(1,))
 
 
 class _Words(NamedTuple):
@@ -152,9 +156,9 @@ def _singles(values: NDArray[Any]) -> _Words:
     bits = np.zeros((n, count + count % 2), "<f4")
     bits[:, :count] = values
     low = bits.view(np.uint64)
-    size = np.full(low.shape, WORD_BYTES, np.uint8)
+    size = np.full(low.shape, _WORD_BYTES, np.uint8)
     if count % 2:
-        size[:, -1] = WORD_BYTES // 2
+        size[:, -1] = _WORD_BYTES // 2
     return _Words(low, np.zeros(low.shape, np.uint8), size)
 
 

@@ -201,10 +201,13 @@ class Server:
         Its ends find their broker while the model is loaded; the group is joined after that, so
         that no other instance gives up partitions to one that cannot answer yet.
         """
+        # In a thread: the network answers, and says that it is ready, without any ends too.
+        waiting = threading.Thread(target=self._wait_ready, args=(stop,), name="ready", daemon=True)
+        waiting.start()
         while not stop.is_set():
             try:
                 with self._ends() as ends:
-                    self._wait_ready(stop)
+                    waiting.join()
                     consumer = Consumer(
                         ends, self._steps, self._policy(), self._clock, self._costs, self._metrics
                     )
@@ -220,8 +223,6 @@ class Server:
 
     def _wait_ready(self, stop: threading.Event) -> None:
         """Until the items are read and the released model is in memory, or has been refused."""
-        if self._started.is_set():
-            return
         end_s, items = self._clock.monotonic_s() + READY_S, self._own.items_ready
         while not stop.is_set() and not (items.is_set() and self._reloader.settled()):
             if self._clock.monotonic_s() > end_s:

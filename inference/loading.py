@@ -66,17 +66,17 @@ class RegistryLoader:
         self._keys = keys
         self._sets = sets
         self._calls = calls
-        self._imported = False  # TensorFlow, and what it needs
+        self._opened: Opened | None = None  # None until the runtime is imported
 
     def load(self, version: int) -> Model:
         # The runtime is imported at the first version, while its bytes are copied and checked.
         with ThreadPoolExecutor(1) as aside:
-            runtime = aside.submit(self._runtime)
+            runtime = aside.submit(lambda: self._opened or self._runtime())
             copy = self._registry.fetch(self._name, version, self._keys)
         try:
             opened = runtime.result()
-            if not self._imported:
-                self._imported = True
+            if self._opened is None:
+                self._opened = opened
                 # What is there by now stays, TensorFlow above all: no search for garbage needs to
                 # look at it again. No model is: what is frozen with it would never be given back.
                 gc.collect()
@@ -117,11 +117,12 @@ class RegistryLoader:
             from inference.litert import LiteRtModel  # noqa: PLC0415
 
             return partial(LiteRtModel, batch_sizes=sizes, threads=self._calls.threads)
+        from inference.graphs import Graphs  # noqa: PLC0415
         from inference.savedmodel import SavedModel, use_threads  # noqa: PLC0415
 
         if self._calls.threads:
             use_threads(self._calls.threads)
-        return partial(SavedModel, batch_sizes=sizes)
+        return partial(SavedModel, batch_sizes=sizes, graphs=Graphs())
 
     def _indexed(
         self, model: Model, features: FeatureSet, folder: Path, *, products: bool

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tensorflow as tf
 from features.declare import Array, FeatureSet
 from inference.calls import BATCH_SIZES, CalledModel, CallStyle, name_of
 from inference.expected import with_leads
+from inference.graphs import Functions, Graphs
 from inference.model import ModelRef
 from inference.tensors import Signature, TensorSpec
 from schemas.errors import ModelFault, Reason, Refused, Rejected
@@ -47,28 +49,34 @@ class SavedModel(CalledModel):
         features: FeatureSet,
         *,
         batch_sizes: tuple[int, ...] = BATCH_SIZES,
+        graphs: Graphs | None = None,
     ) -> None:
         """
+        Args:
+            graphs: those of other versions in memory, to take over.
+
         Raises:
             Refused: the folder is no such model, or was trained for another feature set.
         """
         super().__init__(path, ref, features, CallStyle(batch_sizes=batch_sizes))
         try:
-            self._loaded: Any = tf.saved_model.load(str(path))
+            functions = (graphs or Graphs()).open(path)
         except Exception as error:
             # TensorFlow raises whatever a broken file provokes; all mean: not this folder.
             raise Refused(f"{path} cannot be loaded: {error!s:.500}") from error
-        self._calls: dict[str, Any] = dict(self._loaded.signatures)
-        self._accept(signatures_of(self._calls, features))
+        if functions.taken_over:  # compiled: a call of each size shows what its values make of it
+            self._style = replace(self._style, warm_calls=1)
+        self._functions: Functions | None = functions
+        self._accept(signatures_of(functions.calls, features))
 
     def close(self) -> None:
-        self._calls = {}
-        self._loaded = None
+        self._functions = None
         gc.collect()  # TensorFlow's objects refer to each other: without this they stay
 
     def _run(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         name = f"{name_of(self._ref)}, {signature}"
-        call = self._calls.get(signature)
+        functions = self._functions
+        call = functions.calls.get(signature) if functions else None
         if call is None:
             raise ModelFault(f"{name}: it is closed or has no such signature")
         try:

@@ -43,7 +43,7 @@ from inference.samples import (
 )
 from inference.savedmodel import signatures_of
 from inference.tensors import TensorSpec
-from retrain.network import Network, PackedInputs
+from retrain.network import Network, PackedInputs, kept
 from retrain.report import Integrity
 from retrain.roles import roles_of
 
@@ -71,10 +71,9 @@ class _Served:
     def __init__(self, network: Network, features: FeatureSet) -> None:
         self._network, self._features = network, features
         vectors, bias = network.items()
-        # Variables: what is large is restored from its file. A constant is parsed with the graph,
-        # and copied with it several times.
-        self.vectors, self.bias = _stored(vectors.numpy()), _stored(bias.numpy())
-        self.hashes = _stored(np.concatenate([[0], network.knowledge.items]))
+        # No constants: those are parsed with the graph, and copied with it several times.
+        self.vectors, self.bias = kept(vectors.numpy()), kept(bias.numpy())
+        self.hashes = kept(np.concatenate([[0], network.knowledge.items]))
         specs = expected_inputs(features)
         of_items = input_specs(features, Level.ITEM)
         own = {name: of_items[name] for name in roles_of(features).content}
@@ -88,7 +87,10 @@ class _Served:
     def save(self, folder: Path) -> None:
         """Write the functions with what they use, and nothing else of the network."""
         module = tf.Module()  # owns what the graphs capture
-        module.variables_used = [v for f in self.functions.values() for v in f.graph.variables]
+        # In the order in which the graphs use them, which is the same at each training.
+        of_handle = {id(v.handle): v for f in self.functions.values() for v in f.graph.variables}
+        used = (id(handle) for f in self.functions.values() for handle in f.captured_inputs)
+        module.variables_used = [of_handle[handle] for handle in dict.fromkeys(used)]
         tf.saved_model.save(module, str(folder), signatures=self.functions)
 
     def _retrieve(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -189,10 +191,6 @@ def parity(
 def size_bytes(folder: Path) -> int:
     """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _stored(values: Array) -> tf.Variable:
-    return tf.Variable(values, trainable=False)
 
 
 def _traced(function: Any, specs: Inputs) -> Any:

@@ -160,7 +160,12 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
     def __init__(self, policy: NetworkPolicy, roles: Roles, knowledge: Knowledge) -> None:
         super().__init__()
         self.policy, self.roles, self.knowledge = policy, roles, knowledge
-        self.known = tf.Variable(knowledge.items, trainable=False)  # no constant: see `export`
+        # What a training knows is no constant, and how much it is no shape: networks of one policy
+        # have one graph, which serving makes ready once for all versions.
+        self.known = kept(knowledge.items)
+        self.edges = {n: kept(_padded_edges(knowledge.edges[n])) for n in roles.history_numbers}
+        scales = [knowledge.scales[n] for n in roles.numbers]
+        self.scales = kept(np.array(scales, np.float32).reshape(-1, 2))
         self.ids = _embedding(len(knowledge.items) + 1, policy.width)
         self.content = {
             n: _embedding(policy.content_buckets + 1, policy.width) for n in roles.content
@@ -172,9 +177,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
         )
         self.places = _embedding(roles.history_length, policy.width)
         self.types = {n: _embedding(_TYPES, policy.width) for n in roles.history_types}
-        self.numbers = {
-            n: _embedding(len(knowledge.edges[n]) + 2, policy.width) for n in roles.history_numbers
-        }
+        self.numbers = {n: _embedding(_BINS + 2, policy.width) for n in roles.history_numbers}
         self.attributes = _embedding(len(roles.hashed) * policy.attribute_buckets + 1, policy.width)
         self.context = [
             keras.layers.Dense(policy.width, activation="gelu"),
@@ -223,9 +226,9 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
 
     def index(self, hashes: tf.Tensor) -> tf.Tensor:
         """Vocabulary index of item hashes (int64, any shape); 0 where unknown."""
-        known = self.known
+        known = tf.convert_to_tensor(self.known)
         flat = tf.reshape(hashes, [-1])
-        at = tf.minimum(tf.searchsorted(known, flat), len(self.knowledge.items) - 1)
+        at = tf.minimum(tf.searchsorted(known, flat), tf.shape(known)[0] - 1)
         found = tf.where(tf.gather(known, at) == flat, at + 1, 0)
         return tf.reshape(found, tf.shape(hashes))
 
@@ -246,7 +249,7 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
         hashes = inputs[HISTORY_ITEMS]
         states = tf.gather(vectors, self.index(hashes)) + self.places.embeddings
         small = [(t, tf.clip_by_value(inputs[n], 0, _TYPES - 1)) for n, t in self.types.items()]
-        small += [(t, _bin(inputs[n], self.knowledge.edges[n])) for n, t in self.numbers.items()]
+        small += [(t, _bin(inputs[n], self.edges[n])) for n, t in self.numbers.items()]
         if training:
             # One product of ones and zeros for all small tables: the gradient of a lookup adds up
             # row by row on one core, which took a fifth of a training step.
@@ -266,10 +269,8 @@ class Network(keras.Model):  # one object must hold all layers, so that Keras fi
         """
         batch = tf.shape(inputs[HISTORY_ITEMS])[0]
         scaled, widths = _side_by_side(inputs, self.roles.numbers, batch, tf.float32)
-        wide = [self.knowledge.scales[n] for n in self.roles.numbers for _ in range(widths[n])]
-        if wide:
-            mean, deviation = np.array(wide, np.float32).T
-            scaled = _scaled(scaled, mean, deviation)
+        each = [at for at, n in enumerate(self.roles.numbers) for _ in range(widths[n])]
+        scaled = _scaled(scaled, tf.gather(self.scales, np.array(each, np.int32)))
         found = self.context[1](self.context[0](tf.concat([tf.ones([batch, 1]), scaled], axis=1)))
         hashed, widths = _side_by_side(inputs, self.roles.hashed, batch, tf.int64)
         places = [at for at, n in enumerate(self.roles.hashed) for _ in range(widths[n])]
@@ -333,18 +334,28 @@ def _bucket(values: tf.Tensor, buckets: int) -> tf.Tensor:
     return tf.where(values == 0, tf.zeros_like(low), low + 1)
 
 
-def _bin(values: tf.Tensor, edges: NDArray[np.float32]) -> tf.Tensor:
-    """Bin of each number, 1..len(edges) + 1; 0 for what is not a number."""
-    found = 1 + tf.searchsorted(tf.constant(edges), tf.reshape(values, [-1]), side="right")
+def kept(values: Array) -> tf.Variable:
+    """What a graph reads beside its weights: restored from its file, of any length."""
+    return tf.Variable(values, trainable=False, shape=tf.TensorShape([None, *values.shape[1:]]))
+
+
+def _padded_edges(edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Up to `_BINS`, with ones that no number reaches."""
+    return np.pad(edges, (0, _BINS - len(edges)), constant_values=np.inf)
+
+
+def _bin(values: tf.Tensor, edges: tf.Variable) -> tf.Tensor:
+    """Bin of each number, 1..edges + 1; 0 for what is not a number."""
+    flat = tf.minimum(tf.reshape(values, [-1]), values.dtype.max)  # an infinite one is a large one
+    found = 1 + tf.searchsorted(tf.convert_to_tensor(edges), flat, side="right")
     return tf.where(tf.math.is_nan(values), 0, tf.reshape(found, tf.shape(values)))
 
 
-def _scaled(
-    values: tf.Tensor, mean: NDArray[np.float32], deviation: NDArray[np.float32]
-) -> tf.Tensor:
-    """As `signed_log`, then to mean 0 and deviation 1, clipped. [batch, n] and [n]."""
+def _scaled(values: tf.Tensor, scales: tf.Tensor) -> tf.Tensor:
+    """As `signed_log`, then to mean 0 and deviation 1, clipped. [batch, n] and [n, 2]."""
     known = tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
     logs = tf.sign(known) * tf.math.log1p(tf.abs(known))
+    mean, deviation = tf.unstack(scales, axis=1)
     return tf.clip_by_value((logs - mean) / deviation, -_CLIP, _CLIP)
 
 

@@ -119,6 +119,7 @@ def train(
     if len(positive) < policy.least_positives:
         reason = f"{len(positive)} choices, at least {policy.least_positives} needed"
         return Failed(reason=reason, insufficient=True)
+    keras.utils.clear_session()  # layers are counted anew: each training exports the same names
     keras.utils.set_random_seed(policy.seed)
     knowledge = learn_vocabulary(examples, rows, weights, features)
     network = Network(policy.network, roles_of(features), knowledge)

@@ -103,7 +103,7 @@ def ready(world: World) -> tuple[Settings, dict[int, float]]:
     if "alone" not in world.notes:
         users, seen = features(world, settings)
         staging = world.directory / "staging"
-        _export(world, staging, users, seen)
+        export_version(world, staging, users, seen)
         world.notes["alone"] = _alone(staging, users, seen)
         _release(world, settings, staging)
     alone: dict[int, float] = world.notes["alone"]  # type: ignore[assignment]
@@ -294,27 +294,37 @@ def features(world: World, settings: Settings) -> tuple[UserFeatures, NDArray[np
 _CONTEXT = {"surface": SURFACES, "device": DEVICES, "country": COUNTRIES}
 
 
-def _export(world: World, staging: Path, users: UserFeatures, seen: NDArray[np.uint64]) -> None:
-    """A SavedModel of the size that production would have, with weights as they are born."""
+def export_version(
+    world: World, staging: Path, users: UserFeatures, seen: NDArray[np.uint64], seed: int = 1
+) -> None:
+    """
+    A SavedModel of the size that production would have, with weights as they are born.
+
+    Each seed's has other weights, contents, bins and scales, as each training's has.
+    """
     os.environ.setdefault(*QUIET)  # noqa: TID251 - TensorFlow reads it when it is imported
     from features.assemble import ItemFeatures
+    import keras
+
     from retrain.export import Sample, export
     from retrain.network import Knowledge, Network
     from retrain.recipe import NetworkPolicy
     from retrain.roles import roles_of
 
+    keras.utils.clear_session()  # as a training does
+    keras.utils.set_random_seed(seed)
     items = hash_ids([world.shop.item(at) for at in range(world.sizes.catalogue)])
     known = np.sort(items.view(np.int64))
     roles = roles_of(CATALOG)
     lengths = {f.name: f.length for f in CATALOG.of(Level.ITEM)}
-    chance = np.random.default_rng(1)
-    edges = np.linspace(0, 1, 31, dtype=np.float32)
+    chance = np.random.default_rng(seed)
+    edges = np.sort(chance.random(31, np.float32))
     knowledge = Knowledge(
         items=known,
         prior=np.log(np.full(len(known) + 1, 1 / len(known), np.float32)),
         content={n: chance.integers(1, 2**62, (len(known), lengths[n])) for n in roles.content},
         edges=dict.fromkeys(roles.history_numbers, edges),
-        scales=dict.fromkeys(roles.numbers, (0.0, 1.0)),
+        scales=dict.fromkeys(roles.numbers, (0.0, float(seed))),
     )
     n = len(users)
     candidates = np.resize(known, n).view(np.uint64)

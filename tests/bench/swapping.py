@@ -16,7 +16,7 @@ from ingest.settings import Settings
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, TooSlow, quantiles_ms
 from tests.bench.serve_log import SPOKEN, ServeLog
-from tests.bench.serving import WARM, Client, Took, ready
+from tests.bench.serving import WARM, Client, Took, export_version, features, ready
 from tests.bench.world import World
 from tests.published import publish
 
@@ -87,11 +87,10 @@ class Swapper:
 def run(world: World) -> Iterator[Figure]:
     """Steady load without swaps and with them, then many swaps under a light one."""
     settings, _ = ready(world)
-    staging = world.directory / "staging"
     state = operator.state(settings)
     assert state.release is not None
     stable = state.release.stable
-    versions = [stable, *(publish(settings, staging) for _ in range(VERSIONS - 1))]
+    versions = [stable, *(_published(world, settings, seed) for seed in range(2, VERSIONS + 1))]
     with world.command(settings, "serve", environment=SPOKEN) as path:
         (child,) = (c for c in world.supervisor.children() if c.name == "serve")
         swapper = Swapper(
@@ -113,6 +112,13 @@ def run(world: World) -> Iterator[Figure]:
     _restore(settings, stable)
     yield from _latencies(quiet, under, changes, per_s)
     yield _memory(many)
+
+
+def _published(world: World, settings: Settings, seed: int) -> int:
+    """One more version, trained on something else."""
+    staging = world.directory / f"staging-{seed}"
+    export_version(world, staging, *features(world, settings), seed=seed)
+    return publish(settings, staging)
 
 
 def _through(

@@ -102,6 +102,25 @@ def test_exported_and_trained_scores_are_equal(exported) -> None:
     assert (folder / "golden.npz").exists()
 
 
+def test_another_training_has_the_same_graph(examples: Examples, exported, tmp_path: Path) -> None:
+    """Of fewer examples: other bins, scales, weights and popularity."""
+    from inference.graphs import Graphs
+    from inference.savedmodel import SavedModel
+    from retrain.export import export
+    from retrain.train import Trained, train
+
+    fewer = take(examples, np.arange(len(examples) // 2))
+    parts = split(fewer.event_time, is_positive(fewer.labels), SMALL)
+    found = train(fewer, parts.train, FEATURES, SMALL)
+    assert isinstance(found, Trained)
+    export(found.network, FEATURES, sample(fewer), tmp_path / "model")
+    graphs = Graphs()
+    first = SavedModel(exported[0], REF, FEATURES, graphs=graphs)
+    assert graphs.open(tmp_path / "model").taken_over
+    SavedModel(tmp_path / "model", REF, FEATURES, graphs=graphs).warm([1, 8])
+    first.warm([1, 8])
+
+
 def test_a_fresh_process_repeats_the_trainers_outputs(exported) -> None:
     program = (
         "import sys; from pathlib import Path\n"

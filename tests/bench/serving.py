@@ -303,9 +303,9 @@ def export_version(
     Each seed's has other weights, contents, bins and scales, as each training's has.
     """
     os.environ.setdefault(*QUIET)  # noqa: TID251 - TensorFlow reads it when it is imported
-    from features.assemble import ItemFeatures
     import keras
 
+    from features.assemble import ItemFeatures
     from retrain.export import Sample, export
     from retrain.network import Knowledge, Network
     from retrain.recipe import NetworkPolicy

@@ -25,6 +25,7 @@ MAY_LOAD_HEAVY = {
     *("features.batch_pipeline", "features.harness", "features.pipeline", "features.source"),
     "features.tfrecord",
     *(
+        "inference.graphs",
         "inference.grpc",
         "inference.protos",
         "inference.remote",

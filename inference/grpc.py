@@ -9,7 +9,7 @@ Importing this imports TensorFlow, whose messages these services exchange; impor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -26,6 +26,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2,
 )
 
+from features.declare import Array
 from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
 from inference.auth import Scope
@@ -33,11 +34,14 @@ from inference.listen import GrpcOptions
 from inference.protos import (
     DEFAULT_SIGNATURE,
     SIGNATURE_DEF,
+    Tensors,
     arrays,
+    gathers,
     model_spec,
     signature_map,
     tensor,
 )
+from inference.tensors import signature_of
 from ingest.trace_context import TRACERESPONSE, carried
 from schemas.errors import Misconfigured, Reason, Rejected
 
@@ -209,8 +213,13 @@ class GrpcServer:
     async def _predict(self, request: Any, call: Call) -> Any:
         signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
         choice = _choice(request.model_spec)
-        self._api.model(choice)  # an unknown model is told before its tensors are looked at
-        inputs = arrays(request.inputs, self._options.max_values)
+        # Unknown names are told before the tensors are looked at.
+        spec = signature_of(self._api.model(choice)[1].signatures, signature)
+        inputs: Mapping[str, Array] | Tensors
+        if rows := gathers(request.inputs, spec):
+            inputs = Tensors(request.inputs, spec, rows, self._options.max_values)
+        else:
+            inputs = arrays(request.inputs, self._options.max_values)
         found = await self._api.predict(choice, signature, inputs, call.trace)
         wanted = list(request.output_filter) or list(found.outputs)
         if unknown := sorted(set(wanted) - set(found.outputs)):

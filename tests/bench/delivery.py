@@ -23,7 +23,7 @@ from ingest.metrics import MemoryMetrics
 from schemas.events import Item
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, quantiles_ms
-from tests.bench.serving import BATCHES, LIMIT_S, QUIET, WARM, Client, K, features, ready
+from tests.bench.serving import BATCHES, LIMIT_S, QUIET, Client, K, features, ready
 from tests.bench.world import World
 
 SHARE_AIM = 0.9  # of the SavedModel called in a loop
@@ -149,7 +149,7 @@ def _served(world: World, delivery: str) -> Served:
         (child,) = (c for c in world.supervisor.children() if c.name.startswith("serve"))
         process = psutil.Process(child.pid)
         client = Client(world, settings)
-        client.burst(WARM)
+        client.warm()
         before = process.cpu_times()
         taken_s = client.burst(world.sizes.serve_requests)
         after = process.cpu_times()

@@ -28,7 +28,7 @@ from tests.bench.load import BadAnswer, Load, over_grpc, over_http, post
 from tests.bench.measure import TooSlow, quantiles_ms
 from tests.bench.peers.saved import FOLDER, MAX_BATCH, WAIT_MS
 from tests.bench.serve_log import SPOKEN
-from tests.bench.serving import ACTIVE, BATCHES, QUIET, WARM, Client, K, features, ready
+from tests.bench.serving import ACTIVE, BATCHES, QUIET, Client, K, features, ready
 from tests.bench.shop import COUNTRIES, DEVICES, SURFACES
 from tests.bench.world import ROOT, World
 
@@ -138,7 +138,7 @@ def run(world: World) -> Iterator[Figure]:
 def _kafka(world: World, settings: Settings) -> float:
     """Requests/s at a burst, the best of some."""
     client = Client(world, settings)
-    client.burst(WARM)
+    client.warm()
     count = world.sizes.serve_requests
     taken_s = [client.burst(count) for _ in range(PASSES)]
     client.close()

@@ -16,7 +16,7 @@ from ingest.settings import Settings
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, TooSlow, quantiles_ms
 from tests.bench.serve_log import SPOKEN, ServeLog
-from tests.bench.serving import WARM, Client, Took, export_version, features, ready
+from tests.bench.serving import Client, Took, export_version, features, ready
 from tests.bench.world import World
 from tests.published import publish
 
@@ -100,7 +100,7 @@ def run(world: World) -> Iterator[Figure]:
             process=psutil.Process(child.pid),
         )
         client = Client(world, settings)
-        client.burst(WARM)
+        client.warm()
         per_s = world.sizes.serve_requests / client.burst(world.sizes.serve_requests) / 2
         quiet = _modelled(client.steady(per_s, world.sizes.paced_s))
         swaps = max(2, int(world.sizes.paced_s / EVERY_S))

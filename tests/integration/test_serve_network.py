@@ -112,6 +112,13 @@ def test_a_recommendation_comes_from_the_released_model_and_is_on_the_log(front,
     assert recorded.value.user_floats
 
 
+def test_what_only_training_needs_is_not_loaded(front):
+    """Keras takes half as long to import as TensorFlow, and imports matplotlib."""
+    mapped = Path(f"/proc/{front.server.pid}/maps").read_text()
+    assert "/tensorflow/" in mapped
+    assert "/matplotlib/" not in mapped
+
+
 def test_requests_of_the_log_are_answered_beside_those_of_the_network(front, eventually):
     front.place.ask(range(50))
     with ThreadPoolExecutor(4) as pool:

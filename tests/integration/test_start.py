@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from deploy import ports
 from deploy.cli import run
 from features.job import open_store
 from features.store import Position
+from inference.exposure import Exposure
+from inference.server import Options, Server
 from ingest.kafka import KafkaAdmin, KafkaGroups, KafkaProducer
 from ingest.log import Outgoing
 from ingest.topics import serving_group, topic_specs
+from schemas.errors import BrokerUnavailable
 from tests.feature_world import PARTITIONS, World, make_world
 
 pytestmark = [pytest.mark.kafka, pytest.mark.valkey]
@@ -120,3 +127,40 @@ def test_a_serving_group_past_the_end_is_refused_with_the_command_that_moves_it(
     said = refused(world, "serve")
     assert "read up to offset 7, but its log spans 0 to 1" in said
     assert f"--group {group} --topic {topic} --reset-offsets --to-earliest" in said
+
+
+def test_the_network_is_ready_while_the_log_s_ends_cannot_be_opened(
+    world: World, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    """Calls are answered by then; what is wrong is tried again."""
+    tries = []
+
+    def no_ends(_: Server) -> Any:
+        tries.append(1)
+        raise BrokerUnavailable("no coordinator yet")
+
+    monkeypatch.setattr(Server, "_ends", no_ends)
+    stop = threading.Event()
+    with ports.reserve(1) as reserved:
+        (port,) = reserved.numbers
+    with ExitStack() as stack:
+        server = Server(world.settings, Options(exposure=Exposure(http_port=port)), stack)
+        server.expose(stop)
+        serving = threading.Thread(target=server.serve, args=(stop,))
+        serving.start()
+        try:
+            eventually(lambda: probed(port) == 200 and len(tries) > 1)
+        finally:
+            stop.set()
+            serving.join(30)
+    assert not serving.is_alive()
+
+
+def probed(port: int) -> int:
+    """The status of /readyz."""
+    made = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        made.request("GET", "/readyz")
+        return made.getresponse().status
+    finally:
+        made.close()

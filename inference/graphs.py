@@ -26,9 +26,11 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 # Names of the formats: "Using the SavedModel format" and "Training checkpoints", tensorflow.org.
 _GRAPH: Final = "saved_model.pb"
 _VARIABLES: Final = ("variables", "variables")
+_INDEX: Final = ("variables", "variables.index")
 _OBJECTS: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE: Final = "VARIABLE_VALUE"
 _ARGUMENT: Final = "_user_specified_name"
+_SHARED: Final = "shared_name"
 
 Variables = Mapping[str, tf.Variable]  # by their key in the checkpoint
 
@@ -56,19 +58,21 @@ class Graphs:
         The functions of a SavedModel folder.
 
         Two folders have one graph if it is written the same but for the numbers in the names of its
-        functions, and nothing else belongs to it than variables that the signatures read: no table,
-        and no file that it only refers to.
+        functions, and all that its functions read beside their inputs are variables that are handed
+        to them: no constant or table, which stands elsewhere, and nothing that is found by a name.
 
         Raises:
             Exception: TensorFlow raises whatever a broken file provokes.
         """
-        digest = _digest((folder / _GRAPH).read_bytes())
+        written = SavedModel.FromString((folder / _GRAPH).read_bytes())
+        named = _finds_by_name(written)
+        digest = _digest(written)
         graph = self._by_digest.get(digest)
         if graph is not None:
             stored = tf.train.load_checkpoint(str(folder.joinpath(*_VARIABLES)))
             return graph.functions(stored.get_tensor, taken_over=True)
         loaded = tf.saved_model.load(str(folder))
-        own = _variables(loaded, folder)
+        own = None if named else _variables(loaded, folder)
         if own is None:
             return Functions(calls=loaded.signatures, taken_over=False, held=loaded)
         graph = self._by_digest[digest] = _Graph(loaded, own)
@@ -79,14 +83,19 @@ class Graphs:
         return found
 
 
-def _digest(stored: bytes) -> bytes:
+def _finds_by_name(written: SavedModel) -> bool:
+    """Whether a function holds an operation whose resource others know by its name."""
+    functions = (f for meta in written.meta_graphs for f in meta.graph_def.library.function)
+    return any(_SHARED in node.attr for function in functions for node in function.node_def)
+
+
+def _digest(saved: SavedModel) -> bytes:
     """
     SHA-256 of a stored graph without the numbers that a process gives functions and variables.
 
     They count all that the process made, so each training's are others; their order stays.
-    TensorFlow's own fingerprint does not tell what functions do.
+    TensorFlow's own fingerprint does not tell what functions do. Changes its argument.
     """
-    saved = SavedModel.FromString(stored)
     found = hashlib.sha256()
     for meta in saved.meta_graphs:
         graph, objects = meta.graph_def, meta.object_graph_def
@@ -106,11 +115,12 @@ def _digest(stored: bytes) -> bytes:
         for node in objects.nodes:
             if node.HasField("bare_concrete_function"):
                 bare = node.bare_concrete_function
-                bare.concrete_function_name = named[bare.concrete_function_name]
+                name = bare.concrete_function_name
+                bare.concrete_function_name = named.get(name, name)
             names = node.function.concrete_functions
-            names[:] = [named[name] for name in names]
-        for name in sorted(objects.concrete_functions, key=named.__getitem__):
-            found.update(named[name].encode())
+            names[:] = [named.get(name, name) for name in names]
+        for name in sorted(objects.concrete_functions, key=_numbered):
+            found.update(named.get(name, name).encode())
             found.update(objects.concrete_functions[name].SerializeToString(deterministic=True))
         graph.library.ClearField("function")
         objects.ClearField("concrete_functions")
@@ -155,15 +165,16 @@ class _Graph:
 
 
 def _variables(loaded: Any, folder: Path) -> Variables | None:
-    """What a folder's signatures capture; None unless these are its variables, all of them."""
+    """What a folder's signatures capture; None unless all of it is variables with a place."""
+    if not folder.joinpath(*_INDEX).exists():
+        return None  # there are none
     stored = tf.train.load_checkpoint(str(folder.joinpath(*_VARIABLES)))
     if not stored.has_tensor(_OBJECTS):
         return None  # of TensorFlow 1: variables have no place in an object
-    found = dict(_stored_variables(loaded, stored.get_tensor(_OBJECTS)))
     captured = {id(h) for call in loaded.signatures.values() for h in call.captured_inputs}
-    every = stored.get_variable_to_shape_map().keys() - {_OBJECTS}
-    same = {id(variable.handle) for variable in found.values()} == captured
-    return found if same and found.keys() == every else None
+    every = _stored_variables(loaded, stored.get_tensor(_OBJECTS))
+    found = {key: one for key, one in every if id(one.handle) in captured}
+    return found if len({id(one.handle) for one in found.values()}) == len(captured) else None
 
 
 def _stored_variables(loaded: Any, objects: bytes) -> Iterator[tuple[str, tf.Variable]]:

@@ -340,14 +340,16 @@ def kept(values: Array) -> tf.Variable:
 
 
 def _padded_edges(edges: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Up to `_BINS`, with ones that no number reaches."""
+    """Up to `_BINS`, with ones that no finite number reaches."""
     return np.pad(edges, (0, _BINS - len(edges)), constant_values=np.inf)
 
 
 def _bin(values: tf.Tensor, edges: tf.Variable) -> tf.Tensor:
     """Bin of each number, 1..edges + 1; 0 for what is not a number."""
-    flat = tf.minimum(tf.reshape(values, [-1]), values.dtype.max)  # an infinite one is a large one
-    found = 1 + tf.searchsorted(tf.convert_to_tensor(edges), flat, side="right")
+    bounds = tf.convert_to_tensor(edges)
+    real = tf.reduce_sum(tf.cast(tf.math.is_finite(bounds), tf.int32))
+    passed = tf.searchsorted(bounds, tf.reshape(values, [-1]), side="right")
+    found = 1 + tf.minimum(passed, real)  # an infinite number passes those that pad as well
     return tf.where(tf.math.is_nan(values), 0, tf.reshape(found, tf.shape(values)))
 
 

@@ -130,16 +130,17 @@ def with_constant(folder: Path) -> Path:
     return folder
 
 
-def with_more(folder: Path) -> Path:
-    """A variable that no signature reads, so far as one can see."""
+def with_name(folder: Path) -> Path:
+    """A variable that the function finds by its name."""
     import tensorflow as tf
 
     module = tf.Module()
-    module.values, module.more = tf.Variable([float(folder.name)]), tf.Variable([1.0])
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def times(x):
-        return {"y": x * module.values}
+        found = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[], shared_name="factor")
+        tf.raw_ops.AssignVariableOp(resource=found, value=float(folder.name))
+        return {"y": x * tf.raw_ops.ReadVariableOp(resource=found, dtype=tf.float32)}
 
     tf.saved_model.save(module, str(folder), signatures={CALL: times})
     return folder
@@ -158,13 +159,49 @@ def of_version_1(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("write", [with_constant, with_more, with_table, of_version_1])
+def without_variables(folder: Path) -> Path:
+    """TensorFlow 1 writes no file of variables if there are none."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, [None], name="x")
+        y = x * float(folder.name)
+        tf.compat.v1.saved_model.simple_save(session, str(folder), {"x": x}, {"y": y})
+    return folder
+
+
+def of_keras(folder: Path) -> Path:
+    """As Keras exports it: functions beside the signatures, and each variable stored twice."""
+    import keras
+
+    keras.utils.clear_session()
+    inputs = keras.Input((1,), name="x")
+    layer = keras.layers.Dense(1, use_bias=False)
+    model = keras.Model(inputs, layer(inputs))
+    layer.set_weights([np.full((1, 1), float(folder.name))])
+    model.export(str(folder), verbose=False)
+    return folder
+
+
+def test_a_graph_that_keras_exports_is_taken_over(graphs, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    found = [graphs.open(of_keras(tmp_path / name)) for name in ("2", "3")]
+    assert [one.taken_over for one in found] == [False, True]
+    for functions, factor in zip(found, (2.0, 3.0), strict=True):
+        (answer,) = functions.calls[CALL](x=tf.ones([1, 1])).values()
+        assert answer.numpy().tolist() == [[factor]]
+
+
+@pytest.mark.parametrize(
+    "write", [with_constant, with_name, with_table, of_version_1, without_variables]
+)
 def test_what_has_more_than_variables_is_opened_in_full(
     graphs, tmp_path: Path, write: Callable[[Path], Path]
 ) -> None:
-    first, second = (graphs.open(write(tmp_path / name)) for name in ("2", "3"))
-    assert not first.taken_over
-    assert not second.taken_over
+    folder, other = write(tmp_path / "2"), write(tmp_path / "3")
+    first, same, second = (graphs.open(one) for one in (folder, folder, other))
+    assert not (first.taken_over or same.taken_over or second.taken_over)
     if write is not with_table:
         assert of_ones(second) - of_ones(first) == 1.0
 

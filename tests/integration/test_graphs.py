@@ -201,7 +201,7 @@ def test_what_has_more_than_variables_is_opened_in_full(
 ) -> None:
     folder, other = write(tmp_path / "2"), write(tmp_path / "3")
     first, same, second = (graphs.open(one) for one in (folder, folder, other))
-    assert not (first.taken_over or same.taken_over or second.taken_over)
+    assert [one.taken_over for one in (first, same, second)] == [False] * 3
     if write is not with_table:
         assert of_ones(second) - of_ones(first) == 1.0
 

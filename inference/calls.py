@@ -37,6 +37,7 @@ class CallStyle:
     warm_calls: int = (
         3  # of each size; in TensorFlow the first compiles, the second still allocates
     )
+    called: bool = False  # its functions were, at each size, with the values of another version
     golden: str = GOLDEN  # the file of golden calls
     tolerance: float = TOLERANCE  # of golden outputs, times 1 + their magnitude
 
@@ -106,7 +107,8 @@ class CalledModel(ABC):
     def warm(self, sizes: Iterable[int] | None = None, rarely: Collection[str] = ()) -> None:
         """
         Replay the sampled inputs at every batch size (those of signatures that serving hardly calls
-        at the first alone), then compare with the trainer's outputs.
+        at the first alone, all of them once where each size was called before), then compare with
+        the trainer's outputs.
 
         Args:
             rarely: signatures that are hardly called, beside those that serving does without.
@@ -120,7 +122,9 @@ class CalledModel(ABC):
         # the graph's own retrieval over a large catalogue would take most of a start.
         rare = {*rarely, *((RETRIEVE, ITEMS) if QUERY in self.signatures else ())}
         for call in read_calls(self._folder / WARMUP):
-            for size in every[:1] if call.signature in rare else every:
+            once = (min(self._style.size(_rows(call)), max(every)),)
+            wanted = once if self._style.called else every
+            for size in every[:1] if call.signature in rare else wanted:
                 inputs = _resized(call, size)
                 for _ in range(self._style.warm_calls):
                     outputs = self._ran(call.signature, inputs)
@@ -297,10 +301,15 @@ def _padded(array: Array, size: int) -> Array:
     return padded
 
 
+def _rows(call: Call) -> int:
+    """Of a sampled call: its first input that has any tells."""
+    return next(len(array) for array in call.inputs.values() if array.ndim > 0)
+
+
 def _resized(call: Call, size: int) -> dict[str, Array]:
     """The inputs of a sampled call with `size` rows, its own in turn."""
     rows = {n: a for n, a in call.inputs.items() if a.ndim > 0}
-    batch = len(next(iter(rows.values())))
+    batch = _rows(call)
     at = np.arange(size) % batch
     return {**call.inputs, **{n: _taken(a, at, batch) for n, a in rows.items()}}
 

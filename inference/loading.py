@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from inference.backend import Backend, Runtime
 from inference.calls import CalledModel
 from inference.model import Model, ModelRef
 from inference.registry import ModelFacts, ModelRegistry, read_manifest
-from inference.samples import QUERY, RANK, USER_FLOATS, USER_LONGS, WARMUP, read_calls
+from inference.samples import QUERY, RANK, USER_FLOATS, USER_LONGS, WARMUP, Call, read_calls
 from inference.set_router import SetServices
 from inference.signature import Keyring
 from inference.towers import TowerModel, has_towers, ranks_by_product
@@ -87,13 +87,14 @@ class RegistryLoader:
             opened_model = opened(copy, ref, features)
             model: Model = opened_model
             try:
+                sampled = read_calls(copy / WARMUP)
                 # First: such a model is never asked to rank, which is most of a warm-up.
                 products = has_towers(opened_model) and ranks_by_product(
-                    opened_model, features, read_calls(copy / WARMUP)
+                    opened_model, features, sampled
                 )
                 opened_model.warm(rarely=(RANK,) if products else ())
                 model = self._sets.kept_for(opened_model, features)
-                return self._indexed(model, features, copy, products=products)
+                return self._indexed(model, features, sampled, products=products)
             except BaseException:
                 model.close()
                 raise
@@ -125,7 +126,7 @@ class RegistryLoader:
         return partial(SavedModel, batch_sizes=sizes, graphs=Graphs())
 
     def _indexed(
-        self, model: Model, features: FeatureSet, folder: Path, *, products: bool
+        self, model: Model, features: FeatureSet, sampled: Sequence[Call], *, products: bool
     ) -> Model:
         """A model with both towers on top of an index of the catalogue; any other as it is."""
         if not has_towers(model):
@@ -137,7 +138,7 @@ class RegistryLoader:
             model,
             features,
             served_by.items,
-            _sampled_users(folder),
+            _sampled_users(sampled),
             self._metrics,
             products=products,
             threads=self._calls.threads,
@@ -147,12 +148,11 @@ class RegistryLoader:
         return found
 
 
-def _sampled_users(folder: Path) -> UserFeatures:
+def _sampled_users(calls: Sequence[Call]) -> UserFeatures:
     """Those of the version's warm-up set."""
-    calls = [call for call in read_calls(folder / WARMUP) if call.signature == QUERY]
-    if not calls:
-        raise Refused(f"{folder / WARMUP} holds no call of {QUERY!r}")
-    inputs = calls[0].inputs
+    inputs = next((call.inputs for call in calls if call.signature == QUERY), None)
+    if inputs is None:
+        raise Refused(f"{WARMUP} holds no call of {QUERY!r}")
     return UserFeatures(longs=inputs[USER_LONGS], floats=inputs[USER_FLOATS])
 
 

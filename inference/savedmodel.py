@@ -64,8 +64,8 @@ class SavedModel(CalledModel):
         except Exception as error:
             # TensorFlow raises whatever a broken file provokes; all mean: not this folder.
             raise Refused(f"{path} cannot be loaded: {error!s:.500}") from error
-        if functions.taken_over:  # compiled: a call of each size shows what its values make of it
-            self._style = replace(self._style, warm_calls=1)
+        if functions.taken_over:
+            self._style = replace(self._style, warm_calls=1, called=True)
         self._functions: Functions | None = functions
         self._accept(signatures_of(functions.calls, features))
 

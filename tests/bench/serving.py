@@ -159,14 +159,14 @@ class Client:
         self._statuses: dict[str, int] = {}
         self._stages: dict[str, float] = {}
 
-    def warm(self) -> None:
+    def warm(self, delivery: str = "") -> None:
         """
         Let all that is measured have its code ready. A broker compiles for half a minute, on the
-        processors that are measured: once in a world, small batches come at a steady rate.
+        processors that are measured: once a way of delivery, small batches come at a steady rate.
         """
         self.burst(WARM)
-        if "warm" not in self._world.notes:
-            self._world.notes["warm"] = True
+        if not self._world.notes.get(f"warm {delivery}"):
+            self._world.notes[f"warm {delivery}"] = True
             self.paced(WARM_PER_S, WARM_PARTS * self._world.sizes.paced_s)
 
     def burst(self, count: int) -> float:

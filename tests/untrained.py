@@ -46,9 +46,12 @@ def export_untrained(
         content: of these items by feature, [v] or [v, length]; default: random.
         spread: of the user tower's last layer; 0: everybody has the same taste.
     """
+    import keras
+
     from retrain.export import Sample, export
     from retrain.network import Knowledge, Network
 
+    keras.utils.clear_session()  # as a training does
     chance = np.random.default_rng(1)
     roles = roles_of(features)
     order = np.argsort(items.view(np.int64))

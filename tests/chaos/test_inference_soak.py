@@ -97,12 +97,12 @@ class Load:
 
 def publish_versions(place: Place, folder: Path) -> None:
     """
-    Three versions of the same small two-tower model: one more than are kept in memory, each with an
-    index of its own.
+    Three versions of a small two-tower model: one more than are kept in memory, each with weights
+    and an index of its own, and all with one graph.
     """
-    export_untrained(folder, hash_ids(ITEMS))
-    for _ in range(VERSIONS):
-        publish(place.settings, folder)
+    for number in range(VERSIONS):
+        export_untrained(folder / str(number), hash_ids(ITEMS))
+        publish(place.settings, folder / str(number))
 
 
 def swapped(

@@ -388,6 +388,52 @@ def test_costs_are_of_what_a_model_was_asked_for_and_of_delivery(world, eventual
     assert costs.score.predict(1) != before_s[0]
 
 
+class Counting(MemoryGroupSource):
+    """Counts the polls that brought something."""
+
+    brought = 0
+
+    def poll(self, max_records, timeout_s):
+        batch = super().poll(max_records, timeout_s)
+        self.brought += batch is not None
+        return batch
+
+
+def test_what_comes_while_the_model_is_busy_is_polled_together(world, eventually):
+    """One comes every millisecond; a poll that waits would bring it alone."""
+    busy_s, count = 0.2, 100
+    clock, source = SystemClock(), Counting(world.log, "serve")
+    during: list[int] = []
+
+    class Busy(Whole):
+        def score(self, prepared):
+            before = source.brought
+            clock.sleep(busy_s)
+            during.append(source.brought - before)
+            return prepared
+
+    costs = Costs.unknown([256])
+    for _ in range(20):
+        costs.score.observe(1, busy_s)
+    ends = replace(world.ends(), source=source)
+    policy = ConsumerPolicy(batch=BatchPolicy(max_size=256, objective_s=0.001))
+    consumer = Consumer(ends, Busy(echo), policy, clock, costs, world.metrics)
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(consumer.run, stop)
+        try:
+            eventually(lambda: consumer.assigned.is_set() or running.done())
+            world.ask(1)
+            for n in range(1, count):
+                clock.sleep(0.001)
+                world.ask(1, start=n)
+            eventually(lambda: everyone_once(world, count)() or running.done())
+        finally:
+            stop.set()
+        running.result(30)
+    assert during[0] < count / 2
+
+
 class Idling(MemoryGroupSource):
     """Counts the polls that only take part in the group."""
 

@@ -202,8 +202,8 @@ def _stacks(spec: TensorSpec) -> bool:
 
 def _stacked(name: str, spec: TensorSpec, calls: Sequence[Tensors]) -> Array:
     """The tensors of the calls below each other: their bytes, where those are as expected."""
-    number, tail = _TYPE_OF[spec.dtype], spec.shape[1:]
-    dtype, field = _NUMBERS[number]
+    number = _TYPE_OF[spec.dtype]
+    tail = [size for size in spec.shape[1:] if size is not None]  # all of them: see `_stacks`
     parts: list[bytes] = []
     for call in calls:
         message = call.messages[name]
@@ -212,15 +212,13 @@ def _stacked(name: str, spec: TensorSpec, calls: Sequence[Tensors]) -> Array:
         start = len(data) - size
         if data.startswith(head) and data[len(head) : start] in content:
             parts.append(data[start:])
-        elif (
-            data.startswith(head)
-            and not message.tensor_content
-            and len(values := getattr(message, field)) * dtype.itemsize == size
+        elif data.startswith(head) and (
+            (values := _plain(message, [call.rows, *tail])) is not None
         ):
-            parts.append(np.array(values, dtype).tobytes())
+            parts.append(values.tobytes())
         else:
             return _joined(name, spec, calls)
-    return np.frombuffer(b"".join(parts), dtype).reshape(-1, *tail)
+    return np.frombuffer(b"".join(parts), _NUMBERS[number][0]).reshape(-1, *tail)
 
 
 def _joined(name: str, spec: TensorSpec, calls: Sequence[Tensors]) -> Array:
@@ -231,13 +229,13 @@ def _joined(name: str, spec: TensorSpec, calls: Sequence[Tensors]) -> Array:
         Rejected: they do not go together; each by itself is told why.
     """
     found = [arrays({name: call.messages[name]}, call.max_values)[name] for call in calls]
-    first = found[0]
     if spec.lead == "none":
-        return first  # by their keys, they are all the same
-    same = all(array.ndim and array.shape[1:] == first.shape[1:] for array in found)
-    lengths = [len(array) % call.rows for array, call in zip(found, calls, strict=True) if same]
-    per_row = {len(array) // call.rows for array, call in zip(found, calls, strict=True) if same}
-    if not same or any(lengths) or len(per_row) > 1:
+        return found[0]  # by their keys, they are all the same
+    shapes = {
+        (len(array) / call.rows, *array.shape[1:]) if array.ndim else ()
+        for array, call in zip(found, calls, strict=True)
+    }
+    if len(shapes) > 1 or () in shapes:
         raise Rejected(Reason.OUT_OF_RANGE, f"input {name[:100]!r} has not its call's rows")
     return np.concatenate(found)
 

@@ -37,14 +37,18 @@ def export_untrained(
     policy: NetworkPolicy = SMALL,
     spread: float = 1.0,
     features: FeatureSet = CATALOG,
+    seed: int = 1,
+    asked: tuple[UserFeatures, NDArray[np.uint64]] | None = None,
 ) -> None:
     """
-    Write the SavedModel with its samples.
+    Write the SavedModel with its samples. Each seed's has other weights, bins and scales, as each
+    training's has, and other contents where none are given.
 
     Args:
         items: [v] the vocabulary.
         content: of these items by feature, [v] or [v, length]; default: random.
         spread: of the user tower's last layer; 0: everybody has the same taste.
+        asked: users and their histories, for the samples; default: `some_users`.
     """
     import keras
 
@@ -52,7 +56,8 @@ def export_untrained(
     from retrain.network import Knowledge, Network
 
     keras.utils.clear_session()  # as a training does
-    chance = np.random.default_rng(1)
+    keras.utils.set_random_seed(seed)
+    chance = np.random.default_rng(seed)
     roles = roles_of(features)
     order = np.argsort(items.view(np.int64))
     lengths = {f.name: f.length for f in features.of(Level.ITEM)}
@@ -62,11 +67,11 @@ def export_untrained(
         items=items[order].view(np.int64),
         prior=np.log(np.full(len(items) + 1, 1 / len(items), np.float32)),
         content={name: values[order] for name, values in content.items()},
-        edges=dict.fromkeys(roles.history_numbers, np.linspace(0, 1, 31, dtype=np.float32)),
-        scales=dict.fromkeys(roles.numbers, (0.0, 1.0)),
+        edges=dict.fromkeys(roles.history_numbers, np.linspace(0, seed, 31, dtype=np.float32)),
+        scales=dict.fromkeys(roles.numbers, (0.0, float(seed))),
     )
     network = Network(policy, roles, knowledge)
-    users, seen = some_users(items, 256, features)
+    users, seen = asked or some_users(items, 256, features)
     network(named(features, Level.USER, users.longs[:2], users.floats[:2]))  # makes the weights
     kernel, bias = network.head.get_weights()
     network.head.set_weights([spread * chance.normal(size=kernel.shape), bias])

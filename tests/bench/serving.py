@@ -15,9 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from features import rows
-from features.assemble import UserFeatures, assemble_users, named
+from features.assemble import UserFeatures, assemble_users
 from features.catalog import CATALOG
-from features.declare import Level, UserContext
+from features.declare import UserContext
 from features.hashing import hash_ids
 from features.job import open_store
 from inference import operator
@@ -35,13 +35,15 @@ from tests.bench.shop import COUNTRIES, DEVICES, SURFACES
 from tests.bench.to_rows import ensure_rows
 from tests.bench.world import MAIN, PARTITIONS, Sent, World
 from tests.published import publish
+from tests.untrained import export_untrained
 
 AIM = 3_000.0
 BATCHES = (1, 4, 16, 32, 64, 128, 256)
 LIMIT_S = 1.5  # for each batch size
 K = 10
 SEEN = 50
-WARM, WARM_PER_S, WARM_PARTS = 1_000, 1_000, 2.5
+WARM = 1_000  # requests at a burst
+WARM_PER_S, WARM_PARTS = 1_000, 2.5  # then, for so many times as long as latencies are measured
 ANSWERS_S = 60.0
 STEP_S = 0.001
 QUIET = ("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -103,7 +105,7 @@ def ready(world: World) -> tuple[Settings, dict[int, float]]:
     if "alone" not in world.notes:
         users, seen = features(world, settings)
         staging = world.directory / "staging"
-        export_version(world, staging, users, seen)
+        export_version(world, staging, settings)
         world.notes["alone"] = _alone(staging, users, seen)
         _release(world, settings, staging)
     alone: dict[int, float] = world.notes["alone"]  # type: ignore[assignment]
@@ -304,50 +306,14 @@ def features(world: World, settings: Settings) -> tuple[UserFeatures, NDArray[np
 _CONTEXT = {"surface": SURFACES, "device": DEVICES, "country": COUNTRIES}
 
 
-def export_version(
-    world: World, staging: Path, users: UserFeatures, seen: NDArray[np.uint64], seed: int = 1
-) -> None:
-    """
-    A SavedModel of the size that production would have, with weights as they are born.
-
-    Each seed's has other weights, contents, bins and scales, as each training's has.
-    """
+def export_version(world: World, staging: Path, settings: Settings, seed: int = 1) -> None:
+    """A SavedModel of the size that production would have; each seed's is another training's."""
     os.environ.setdefault(*QUIET)  # noqa: TID251 - TensorFlow reads it when it is imported
-    import keras
-
-    from features.assemble import ItemFeatures
-    from retrain.export import Sample, export
-    from retrain.network import Knowledge, Network
     from retrain.recipe import NetworkPolicy
-    from retrain.roles import roles_of
 
-    keras.utils.clear_session()  # as a training does
-    keras.utils.set_random_seed(seed)
     items = hash_ids([world.shop.item(at) for at in range(world.sizes.catalogue)])
-    known = np.sort(items.view(np.int64))
-    roles = roles_of(CATALOG)
-    lengths = {f.name: f.length for f in CATALOG.of(Level.ITEM)}
-    chance = np.random.default_rng(seed)
-    edges = np.sort(chance.random(31, np.float32))
-    knowledge = Knowledge(
-        items=known,
-        prior=np.log(np.full(len(known) + 1, 1 / len(known), np.float32)),
-        content={n: chance.integers(1, 2**62, (len(known), lengths[n])) for n in roles.content},
-        edges=dict.fromkeys(roles.history_numbers, edges),
-        scales=dict.fromkeys(roles.numbers, (0.0, float(seed))),
-    )
-    n = len(users)
-    candidates = np.resize(known, n).view(np.uint64)
-    described = ItemFeatures(
-        longs=np.zeros((n, CATALOG.width(Level.ITEM, "int64")), np.int64),
-        floats=np.zeros((n, CATALOG.width(Level.ITEM, "float32")), np.float32),
-    )
-    sample = Sample(users=users, seen=seen, candidates=candidates, items=described)
-    network = Network(NetworkPolicy(), roles, knowledge)
-    network(named(CATALOG, Level.USER, users.longs[:2], users.floats[:2]))  # makes the weights
-    integrity = export(network, CATALOG, sample, staging)
-    if integrity.problem:
-        raise RuntimeError(integrity.problem)
+    asked = features(world, settings)
+    export_untrained(staging, items, policy=NetworkPolicy(), seed=seed, asked=asked)
 
 
 def _alone(staging: Path, users: UserFeatures, seen: NDArray[np.uint64]) -> dict[int, float]:

@@ -16,7 +16,7 @@ from ingest.settings import Settings
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, TooSlow, quantiles_ms
 from tests.bench.serve_log import SPOKEN, ServeLog
-from tests.bench.serving import Client, Took, export_version, features, ready
+from tests.bench.serving import Client, Took, export_version, ready
 from tests.bench.world import World
 from tests.published import publish
 
@@ -117,7 +117,7 @@ def run(world: World) -> Iterator[Figure]:
 def _published(world: World, settings: Settings, seed: int) -> int:
     """One more version, trained on something else."""
     staging = world.directory / f"staging-{seed}"
-    export_version(world, staging, *features(world, settings), seed=seed)
+    export_version(world, staging, settings, seed)
     return publish(settings, staging)
 
 
@@ -162,8 +162,9 @@ def _latencies(
         seconds_apart=round(float(np.median(apart)), 1) if apart else None,
         promoted_to_serving_s=[round(one.serving_s - one.promoted_s, 2) for one in changes],
         requests_per_s=round(per_s),
-        note="every request got one answer, by a model; each swap loads a version of full size and "
-        f"gives one back; the next one waits until the last one serves, {EVERY_S:g} s at least",
+        note="every request got one answer, by a model; each swap loads a version of full size, "
+        "whose graph is that of the others as after a retraining, and gives one back; the next one "
+        f"waits until the last one serves, {EVERY_S:g} s at least",
     )
     firsts = [first for one in changes if (first := _first(under, one)) is not None]
     if not firsts:

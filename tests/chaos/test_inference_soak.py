@@ -100,9 +100,9 @@ def publish_versions(place: Place, folder: Path) -> None:
     Three versions of a small two-tower model: one more than are kept in memory, each with weights
     and an index of its own, and all with one graph.
     """
-    for number in range(VERSIONS):
-        export_untrained(folder / str(number), hash_ids(ITEMS))
-        publish(place.settings, folder / str(number))
+    for seed in range(1, VERSIONS + 1):
+        export_untrained(folder / str(seed), hash_ids(ITEMS), seed=seed)
+        publish(place.settings, folder / str(seed))
 
 
 def swapped(

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from inference.tensors import Signature, TensorCall, TensorLimits, TensorSpec, merged
 from schemas.errors import Rejected
+from tests.drawn import DTYPES, numbers
 
 pytestmark = pytest.mark.tf
 
 FIELDS = {"int64": "int64_val", "int32": "int_val", "float32": "float_val"}
-DTYPES = tuple(FIELDS)
 MAX = 10_000
 
 
@@ -39,15 +38,6 @@ def signature() -> Signature:
 
 
 SPEC = signature()
-
-
-def numbers(dtype: str, shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
-    elements = (
-        st.floats(width=32, allow_nan=False, allow_infinity=False)
-        if dtype == "float32"
-        else st.integers(np.iinfo(dtype).min, np.iinfo(dtype).max)
-    )
-    return arrays.arrays(dtype, shape, elements=elements)
 
 
 @st.composite

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from inference.rest_tensors import from_columns, from_rows, to_columns, to_rows
 from inference.tensors import Signature, TensorSpec
 from schemas.errors import Rejected
+from tests.drawn import DTYPES, numbers
 
-DTYPES = ("int64", "int32", "float32")
 SPECS = st.lists(
     st.tuples(
         st.sampled_from(DTYPES), st.sampled_from(("rows", "pairs", "none")), st.integers(0, 2)
@@ -22,15 +21,6 @@ SPECS = st.lists(
     min_size=2,
     max_size=5,
 )
-
-
-def values(dtype: str, shape: tuple[int, ...]):
-    numbers = (
-        st.floats(width=32, allow_nan=False, allow_infinity=False)
-        if dtype == "float32"
-        else st.integers(np.iinfo(dtype).min, np.iinfo(dtype).max)
-    )
-    return arrays.arrays(dtype, shape, elements=numbers)
 
 
 @st.composite
@@ -43,7 +33,7 @@ def calls(draw):
         tail = (2,) * more if lead != "none" else ()
         name = f"{lead}-{at}"
         specs[name] = TensorSpec(dtype=dtype, shape=(None,) * len(first + tail), lead=lead)
-        inputs[name] = draw(values(dtype, first + tail))
+        inputs[name] = draw(numbers(dtype, first + tail))
     return Signature(inputs=specs, outputs={}), inputs, rows, wide
 
 

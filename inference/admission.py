@@ -5,8 +5,8 @@ what was refused, in which a client is a hash and what it sent is a size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import structlog
@@ -55,7 +55,7 @@ class Traced:
 
     headers: Headers
     name: str
-    attributes: Mapping[str, Value] = field(default_factory=dict)
+    attributes: Callable[[], Mapping[str, Value]] = dict  # asked for where it is recorded
     status: str = ""  # the attribute that says how it ended
 
 
@@ -195,7 +195,7 @@ class Admission:
         """The span of a call, and all below it."""
         end_s, status, error = end
         line = Timeline(self._clock)
-        attributes = dict(span.attributes)
+        attributes = dict(span.attributes())
         attributes[span.status] = status
         if call.request_id:
             attributes["millstream.request_id"] = call.request_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -119,14 +118,12 @@ class Answered:
             "country": [one.country for one in requests],
         }
 
-    def recommendations(self, *, features: bool = True) -> Iterator[Recommendation]:
-        """The answers one by one, in the order of the requests; with their features as served."""
-        nothing = [()] * len(self)
-        user_longs = self.batch.users.longs.tolist() if features else nothing
-        user_floats = self.batch.users.floats.tolist() if features else nothing
+    def recommendations(self) -> Iterator[Recommendation]:
+        """The answers one by one, in the order of the requests."""
+        user_longs, user_floats = self.batch.users.longs.tolist(), self.batch.users.floats.tolist()
         offsets, partitions = self.found.offsets.tolist(), self.found.partitions.tolist()
         stale, ages, reasons = self.found.stale.tolist(), self.row_ages().tolist(), self.reasons()
-        items = self._items(features=features)
+        items = self._items()
         for i, (one, got) in enumerate(zip(self.batch.asked, self.served, strict=True)):
             request = one.request
             yield Recommendation(
@@ -160,22 +157,17 @@ class Answered:
                 country=request.country,
             )
 
-    def _items(self, *, features: bool) -> Iterator[tuple[ScoredItem, ...]]:
+    def _items(self) -> Iterator[tuple[ScoredItem, ...]]:
         """Each request's items."""
-        rows: Iterator[tuple[tuple[int, ...], tuple[float, ...]]] = repeat(((), ()))
-        if features:
-            rows = zip(
-                map(tuple, self.items.longs.tolist()),
-                map(tuple, self.items.floats.tolist()),
-                strict=True,
-            )
+        longs, floats = (
+            map(tuple, self.items.longs.tolist()),
+            map(tuple, self.items.floats.tolist()),
+        )
         for one in self.served:
             pick = one.pick
             yield tuple(
-                ScoredItem(item_id=item_id, score=score, longs=longs, floats=floats)
-                for item_id, score, (longs, floats) in zip(
-                    pick.ids, pick.scores.tolist(), rows, strict=False
-                )
+                ScoredItem(item_id=item_id, score=score, longs=next(longs), floats=next(floats))
+                for item_id, score in zip(pick.ids, pick.scores.tolist(), strict=True)
             )
 
     def row_ages(self) -> NDArray[np.int64]:
@@ -224,17 +216,9 @@ class Answers:
     @property
     def answers(self) -> tuple[Recommendation, ...]:
         """In the order of the requests."""
-        return self._in_order(features=True)
-
-    @property
-    def told(self) -> tuple[Recommendation, ...]:
-        """The same without features, which callers are not told."""
-        return self._in_order(features=False)
-
-    def _in_order(self, *, features: bool) -> tuple[Recommendation, ...]:
         found = dict(self.closed)
         for index, part in self.parts:
-            found.update(zip(index, part.recommendations(features=features), strict=True))
+            found.update(zip(index, part.recommendations(), strict=True))
         return tuple(found[i] for i in range(self.n))
 
 

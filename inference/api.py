@@ -31,13 +31,14 @@ from inference.tensors import (
     merged,
     signature_of,
 )
+from inference.told import RecommendAnswer, told
 from inference.trail import Trail
 from ingest.clock import Clock
 from ingest.log import Delivered, RecordBatch
 from ingest.metrics import Metrics
 from ingest.tracing import Timeline, Trace
 from schemas.errors import MillstreamError, NotServed, Reason, Rejected
-from schemas.events import Recommendation, RecommendationRequest, Status, UserEvent
+from schemas.events import RecommendationRequest, UserEvent
 
 LABELS = ("stable", "canary", "shadow", "previous")
 
@@ -101,6 +102,15 @@ class ApiParts:
     trail: Trail | None = None  # None: metrics are told, and nothing is traced
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A request, and when it came."""
+
+    request: RecommendationRequest
+    came_ms: int
+    trace: Trace | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scored:
     """Requests, and what the steps hand from one to the next."""
@@ -120,7 +130,7 @@ class Api:
         self._metrics = metrics
         self._policy = policy or ApiPolicy()
         self._trail = parts.trail or Trail(clock, metrics)
-        recommending: Work[Asked, _Scored, Recommendation] = Work(
+        recommending: Work[_Wanted, _Scored, RecommendAnswer] = Work(
             first=self._score, second=self._finish
         )
         predicting: Work[TensorCall, list[Predicted | MillstreamError], Predicted] = Work(
@@ -136,7 +146,7 @@ class Api:
 
     async def recommend(
         self, request: RecommendationRequest, trace: Trace | None = None
-    ) -> Recommendation:
+    ) -> RecommendAnswer:
         """
         The answer, recorded on the topic of recommendations as those to requests of the log are.
 
@@ -147,11 +157,7 @@ class Api:
         """
         if wrong := problem(request, self._policy.limits):
             raise Rejected(Reason.OUT_OF_RANGE, wrong)
-        asked = _asked(request, self._clock.now_ms(), trace)
-        answer = await self._recommend.ask(asked)
-        if answer.status is Status.EXPIRED:
-            raise TimeoutError(answer.message)
-        return answer
+        return await self._recommend.ask(_Wanted(request, self._clock.now_ms(), trace))
 
     async def predict(
         self,
@@ -259,22 +265,21 @@ class Api:
         if name != self._parts.model_name:
             raise NotServed(f"no model {name[:100]!r}: {self._parts.model_name!r} serves")
 
-    def _score(self, asked: Sequence[Asked]) -> _Scored:
-        steps = self._parts.steps
+    def _score(self, wanted: Sequence[_Wanted]) -> _Scored:
+        steps, asked = self._parts.steps, _asked(wanted)
         return _Scored(asked=asked, made=steps.score(steps.prepare(asked)))
 
-    def _finish(self, scored: _Scored) -> Sequence[Recommendation | MillstreamError]:
+    def _finish(self, scored: _Scored) -> Sequence[RecommendAnswer | Exception]:
         answers = self._parts.steps.finish(scored.made)
         headers = self._trail.answered(scored.asked, answers)
         since_s = self._clock.monotonic_s()
         self._parts.recorder.record(
             answers, headers, lambda: self._trail.recorded(scored.asked, since_s)
         )
-        poison = {(id(bad.batch), bad.index): bad.rejected for bad in answers.dead}
-        return [
-            poison.get((id(one.batch), one.index), answer)
-            for one, answer in zip(scored.asked, answers.told, strict=True)
-        ]
+        found = told(answers)
+        for bad in answers.dead:
+            found[bad.index] = bad.rejected
+        return found
 
     def _call(self, calls: Sequence[TensorCall]) -> list[Predicted | MillstreamError]:
         """Each call's outputs, or its error."""
@@ -341,19 +346,21 @@ def _model(deployment: Deployment, version: int) -> TensorModel:
     return cast("TensorModel", model)
 
 
-def _asked(request: RecommendationRequest, now_ms: int, trace: Trace | None) -> Asked:
-    """
-    The request as if it stood on a log by itself: what serves those of the log serves it.
-    """
+def _asked(wanted: Sequence[_Wanted]) -> list[Asked]:
+    """The requests as if they stood on a log: what serves those of the log serves them."""
+    n = len(wanted)
     batch = RecordBatch(
         topic="",
         partition=0,
         start_offset=0,
-        next_offset=1,
-        offsets=np.zeros(1, np.int64),
-        timestamps_ms=np.full(1, now_ms),
-        keys=[request.user_id.encode()],
-        values=[None],
+        next_offset=n,
+        offsets=np.arange(n),
+        timestamps_ms=np.array([one.came_ms for one in wanted], np.int64),
+        keys=[one.request.user_id.encode() for one in wanted],
+        values=[None] * n,
         headers={},
     )
-    return Asked(batch=batch, index=0, request=request, trace=trace)
+    return [
+        Asked(batch=batch, index=i, request=one.request, trace=one.trace)
+        for i, one in enumerate(wanted)
+    ]

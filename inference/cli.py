@@ -10,6 +10,7 @@ import typer
 
 from inference.backend import Runtime, chosen
 from inference.delivery import Delivery
+from inference.early import collect_rarely, map_tensorflow
 from inference.experiment_cli import experiment_app
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
@@ -122,6 +123,9 @@ def serve(
 
     Example: `millstream serve --backend remote --remote models.internal:8500`
     """
+    collect_rarely()
+    if backend is Runtime.SAVED_MODEL:
+        map_tensorflow()
     from inference import exposure, server  # noqa: PLC0415 - keeps --help quick
     from inference.rules import read_rules  # noqa: PLC0415
 

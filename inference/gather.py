@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from schemas.errors import MillstreamError, Overloaded
+from schemas.errors import Overloaded
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class Work(Generic[T, S, R]):
     """What is done with a batch of n calls."""
 
     first: Callable[[Sequence[T]], S]
-    second: Callable[[S], Sequence[R | MillstreamError]]  # [n] in the order of the calls
+    second: Callable[[S], Sequence[R | Exception]]  # [n] in the order of the calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Gatherer(Generic[T, S, R]):
 
         Raises:
             Overloaded: as many calls wait as may.
-            MillstreamError: the work's own answer to this call.
+            Exception: the work's own answer to this call.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._add(_Waiting(value, answer))

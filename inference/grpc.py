@@ -266,7 +266,7 @@ def _traced(method: _Method, metadata: Sequence[tuple[str, str | bytes]]) -> Tra
     return Traced(
         headers=carried(metadata),
         name=f"{method.service}/{method.name}",
-        attributes={
+        attributes=lambda: {
             "rpc.system.name": "grpc",
             "rpc.method": f"{method.service}/{method.name}",
         },

@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -123,6 +123,34 @@ def _listening(host: str, port: int) -> socket.socket:
     return made
 
 
+class _Combining:
+    """
+    What is written in one turn of the event loop goes out together. uvicorn writes head and body of
+    an answer apart; each system call gives the interpreter's lock away, and waits for it after.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._pieces: list[bytes] = []
+        self.is_closing = transport.is_closing
+        self.abort = transport.abort
+        self.get_extra_info = transport.get_extra_info
+
+    def write(self, data: bytes) -> None:
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        if pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(pieces))
+
+
 @dataclass(frozen=True, slots=True)
 class _Bounds:
     options: HttpOptions
@@ -131,13 +159,15 @@ class _Bounds:
 
 class _Bounded(HttpToolsProtocol):
     """
-    Closes a connection whose next request does not begin in time or begins too long, that sends
-    without end what is no body, or that does not read its answer.
+    Closes a connection whose next request, as far as the beginning of its body, does not come in
+    time or is too long, that sends without end what is no body, or that does not read its answer.
     """
 
     # uvicorn makes the protocol itself: what it must know is in its class (`_protocol`).
     bounds: ClassVar[_Bounds]
 
+    # A request has begun to come, but neither its end nor a piece of its body is there yet.
+    _awaited = False
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     # Since a head or a piece of a body was complete. Heads of pipelined requests and what follows
@@ -146,6 +176,7 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _Combining(transport, self.loop))
         # So we are told as long as anything is unsent, and can bound how long. (At 0, that of TLS
         # would pause with nothing to send, for ever.)
         transport.set_write_buffer_limits(high=1, low=0)
@@ -155,21 +186,27 @@ class _Bounded(HttpToolsProtocol):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        if self._timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._expect_head()
+        if not self._awaited and (self.cycle is None or self.cycle.response_complete):
+            self._awaited, self._head_bytes = True, 0
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > self.bounds.options.max_header_bytes:
             self._drop("large-header")
+        elif self._awaited and self._timer is None:  # most requests come whole
+            self._expect_head()
 
     def on_headers_complete(self) -> None:
-        self._forget_head()
         self._head_bytes = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._forget_head()
         self._head_bytes = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._forget_head()
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
@@ -186,10 +223,16 @@ class _Bounded(HttpToolsProtocol):
         super().resume_writing()
 
     def _expect_head(self) -> None:
-        self._head_bytes = 0
-        self._timer = self.loop.call_later(self.bounds.options.header_s, self._drop, "slow-header")
+        self._timer = self.loop.call_later(self.bounds.options.header_s, self._late)
+
+    def _late(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._drop("slow-header")
+        else:  # the application waits for the body: it hears of the end, and tells
+            self.transport.close()
 
     def _forget_head(self) -> None:
+        self._awaited = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

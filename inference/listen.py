@@ -21,7 +21,7 @@ class HttpOptions:
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
     tls: Tls | None = None
-    header_s: float = 5.0  # in which the head of a request must come
+    header_s: float = 5.0  # in which the head of a request must come, and its body must begin
     max_header_bytes: int = 32 << 10
     keep_alive_s: int = 30
     unread_s: float = 30.0  # in which a client must read what was sent to it

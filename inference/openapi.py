@@ -11,6 +11,7 @@ import msgspec
 
 from inference import rest_messages as messages
 from inference.auth import Scope
+from inference.told import RecommendAnswer
 
 _REF: Final = "#/components/schemas/{name}"
 _JSON: Final = "application/json"
@@ -58,7 +59,7 @@ def document(model_name: str) -> dict[str, Any]:
     """The whole document. Its examples name this model."""
     kinds = [
         messages.RecommendBody,
-        messages.RecommendAnswer,
+        RecommendAnswer,
         messages.EventBody,
         messages.EventAnswer,
         messages.PredictBody,
@@ -119,7 +120,7 @@ def _paths(model_name: str) -> dict[str, Any]:
     recommend = _Operation(
         name="recommend",
         summary="Items for a user; the answer is recorded for learning",
-        answer=_ref(messages.RecommendAnswer),
+        answer=_ref(RecommendAnswer),
         scope=Scope.RECOMMEND,
         body=messages.RecommendBody,
     )

@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from features.declare import Array
-from inference import rest_tensors
+from inference import asgi, rest_tensors
 from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
+from inference.asgi import Answer, App, Heads, Receive, Send
 from inference.auth import Scope
 from inference.outcome import Outcome
 from inference.rest_messages import (
@@ -36,12 +33,13 @@ from inference.rest_messages import (
     StatusAnswer,
     VersionAnswer,
     read,
-    recommend_answer,
 )
 from inference.tensors import Signature, TensorSpec, signature_of
 from inference.titles import Titles
 from ingest.clock import Clock
+from ingest.log import Headers
 from ingest.trace_context import TRACEPARENT, TRACERESPONSE, TRACESTATE, carried
+from ingest.tracing import Value
 from schemas.errors import NotServed, Reason, Rejected
 
 JSON: Final = "application/json"
@@ -63,13 +61,22 @@ class RestPolicy:
     """Bounds of one call."""
 
     max_body_bytes: int = 4 << 20  # gRPC's own default
-    body_s: float = 10.0  # in which the whole body must come
+    body_s: float = 10.0  # in which what is left of a body must come, once it has begun
     answer_s: float = 30.0
     origins: tuple[str, ...] = ()  # of web pages that may call (CORS); "*": any
 
     def __post_init__(self) -> None:
         if self.max_body_bytes < 1:
             raise ValueError(f"max_body_bytes must be at least 1, got {self.max_body_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an endpoint is called with."""
+
+    call: Call
+    params: Mapping[str, str]  # of the path
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +87,7 @@ class Endpoint:
     path: str
     name: str
     scope: Scope | None
-    act: Callable[[Request, bytes], Awaitable[Response]]
+    act: Callable[[Given], Awaitable[Answer]]
     open: bool = False  # to everybody, without token and quota
 
 
@@ -96,25 +103,31 @@ class RestParts:
     policy: RestPolicy = field(default_factory=RestPolicy)
 
 
-def create_app(parts: RestParts) -> Starlette:
+def create_app(parts: RestParts) -> App:
     """The application. For one event loop."""
     rest = _Rest(parts)
-    cors = [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(parts.policy.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", TRACEPARENT, TRACESTATE],
-            expose_headers=[TRACERESPONSE],
-        )
+    cors = {
+        "allow_origins": list(parts.policy.origins),
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["Authorization", "Content-Type", TRACEPARENT, TRACESTATE],
+        "expose_headers": [TRACERESPONSE],
+    }
+    routes = [
+        # An instance: starlette would wrap a function.
+        Route(one.path, _Endpoint(rest, one), methods=[one.method])
+        for one in rest.endpoints()
     ]
-    return Starlette(
-        routes=[
-            Route(one.path, rest.endpoint(one), methods=[one.method]) for one in rest.endpoints()
-        ],
-        middleware=cors if parts.policy.origins else [],
-        exception_handlers={HTTPException: rest.unrouted},
-    )
+    return asgi.application(routes, rest.unrouted, cors if parts.policy.origins else None)
+
+
+class _Endpoint:
+    """A route as an ASGI application."""
+
+    def __init__(self, rest: _Rest, one: Endpoint) -> None:
+        self._rest, self._one = rest, one
+
+    async def __call__(self, scope: asgi.Scope, receive: Receive, send: Send) -> None:
+        await asgi.send_answer(send, await self._rest.answer(self._one, scope, receive))
 
 
 class _Rest:
@@ -125,15 +138,15 @@ class _Rest:
         self._api = parts.api
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """All routes."""
+        """All routes, those first that are called most."""
         model = "/v1/models/{name}"
         chosen = (model, model + "/versions/{version}", model + "/labels/{label}")
         table: list[tuple[str, str, str, Scope | None, Any]] = [
+            ("POST", "/v1/recommend", "recommend", Scope.RECOMMEND, self._recommend),
+            ("POST", "/v1/events", "events", Scope.EVENTS, self._event),
             *(("POST", p + ":predict", "predict", Scope.PREDICT, self._predict) for p in chosen),
             *(("GET", p + "/metadata", "metadata", Scope.PREDICT, self._metadata) for p in chosen),
             *(("GET", p, "status", Scope.PREDICT, self._status) for p in chosen),
-            ("POST", "/v1/recommend", "recommend", Scope.RECOMMEND, self._recommend),
-            ("POST", "/v1/events", "events", Scope.EVENTS, self._event),
             ("GET", "/healthz", "healthz", None, self._healthz),
             ("GET", "/readyz", "readyz", None, self._readyz),
             ("GET", "/openapi.json", "openapi", None, self._openapi),
@@ -143,66 +156,56 @@ class _Rest:
             for method, path, name, scope, act in table
         ]
 
-    def endpoint(self, one: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-        """The route's handler."""
-
-        async def answer(request: Request) -> Response:
-            return await self._answer(one, request)
-
-        return answer
-
-    async def unrouted(self, request: Request, error: Exception) -> Response:
+    def unrouted(self, scope: asgi.Scope, error: HTTPException) -> Answer:
         """A path or method that is none of ours."""
-        if not isinstance(error, HTTPException):
-            raise error
-        call = self._parts.admission.call("http", "other", _address(request))
+        call = self._parts.admission.call("http", "other", asgi.address(scope))
         return self._failure(call, error, headers=dict(error.headers or {}))
 
     # --- what every call goes through
 
-    async def _answer(self, one: Endpoint, request: Request) -> Response:
-        admission = self._parts.admission
-        call = admission.call("http", one.name, _address(request), _traced(one, request))
-        request.state.call = call
+    async def answer(self, one: Endpoint, scope: asgi.Scope, receive: Receive) -> Answer:
+        """What one call gets, whatever goes wrong."""
+        admission, heads = self._parts.admission, Heads(scope)
+        traced = _traced(one, scope, heads)
+        call = admission.call("http", one.name, asgi.address(scope), traced)
         read_all = False
         try:
             if not one.open:
-                await admission.admit(call, request.headers.get("authorization"), one.scope)
-            body = await self._body(call, request) if one.method == "POST" else b""
+                await admission.admit(call, heads.get("authorization"), one.scope)
+            body = await self._body(call, heads, receive) if one.method == "POST" else b""
             read_all = True
             async with asyncio.timeout(self._parts.policy.answer_s):
-                response = await one.act(request, body)
+                found = await one.act(Given(call, scope["path_params"], body))
         except asyncio.CancelledError:  # the server stops, and it takes too long
             admission.refused(call, TimeoutError())
             raise
-        except ClientDisconnect as gone:
-            return self._failure(call, HTTPException(408, f"gone: {gone}"), close=True)
+        except ConnectionResetError as gone:
+            return self._failure(call, HTTPException(408, str(gone)), close=True)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
             return self._failure(call, error, close=not read_all)
         admission.answered(call)
-        return _told(call, response)
+        return _told(call, found)
 
-    async def _body(self, call: Call, request: Request) -> bytes:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    async def _body(self, call: Call, heads: Heads, receive: Receive) -> bytes:
+        kind = heads.get("content-type").partition(";")[0].strip().lower()
         if kind != JSON:
             raise HTTPException(415, f"the Content-Type is {kind[:100]!r}, expected {JSON}")
-        if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+        if (packed := heads.get("content-encoding", "identity")) != "identity":
             raise HTTPException(415, f"the Content-Encoding is {packed[:100]!r}, expected none")
         limit = self._parts.policy.max_body_bytes
-        announced = request.headers.get("content-length", "0")
+        announced = heads.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             raise Rejected(Reason.TOO_LARGE, f"a body of {announced} bytes, at most {limit}")
-        chunks: list[bytes] = []
+
+        def hold(size: int) -> None:
+            self._parts.admission.hold(call, size)
+            if call.size_bytes > limit:
+                raise Rejected(Reason.TOO_LARGE, f"a body of more than {limit} bytes")
+
         try:
-            async with asyncio.timeout(self._parts.policy.body_s):
-                async for chunk in request.stream():
-                    self._parts.admission.hold(call, len(chunk))
-                    if call.size_bytes > limit:
-                        raise Rejected(Reason.TOO_LARGE, f"a body of more than {limit} bytes")
-                    chunks.append(chunk)
+            return await asgi.read_body(receive, hold, self._parts.policy.body_s)
         except TimeoutError as error:
             raise HTTPException(408, "the body did not come in time") from error
-        return b"".join(chunks)
 
     def _failure(
         self,
@@ -211,7 +214,7 @@ class _Rest:
         *,
         close: bool = False,
         headers: dict[str, str] | None = None,
-    ) -> Response:
+    ) -> Answer:
         """The answer to a call that failed. `close`: what is left of its body is not waited for."""
         told = self._parts.admission.refused(call, error, _in_http(error))
         given = dict(headers or {})
@@ -226,31 +229,34 @@ class _Rest:
 
     # --- the routes
 
-    async def _recommend(self, request: Request, body: bytes) -> Response:
-        asked: RecommendBody = await _read(RecommendBody, body)
-        call: Call = request.state.call
-        wanted = asked.request()
+    async def _recommend(self, given: Given) -> Answer:
+        asked: RecommendBody = await _read(RecommendBody, given.body)
+        call, wanted = given.call, asked.request()
         call.request_id = wanted.request_id
         answer = await self._api.recommend(wanted, call.trace)
-        titles = self._parts.titles.of(i.item_id for i in answer.items) if asked.titles else None
-        return _json(recommend_answer(answer, titles))
+        if asked.titles:
+            titles = self._parts.titles.of(item.item_id for item in answer.items)
+            for item in answer.items:
+                item.title = titles.get(item.item_id, "")
+        return _json(answer)
 
-    async def _event(self, _: Request, body: bytes) -> Response:
-        given: EventBody = await _read(EventBody, body)
-        event = given.event(self._parts.clock.now_ms())
+    async def _event(self, given: Given) -> Answer:
+        told: EventBody = await _read(EventBody, given.body)
+        event = told.event(self._parts.clock.now_ms())
         place = await self._api.publish(event)
         return _json(
             EventAnswer(event_id=event.event_id, partition=place.partition, offset=place.offset)
         )
 
-    async def _predict(self, request: Request, body: bytes) -> Response:
+    async def _predict(self, given: Given) -> Answer:
+        body = given.body
         asked: PredictBody = await _read(PredictBody, body)
         rows, columns = asked.instances, asked.inputs
         by_rows = not isinstance(rows, msgspec.UnsetType)
         if by_rows == (columns is not msgspec.UNSET):
             detail = "give either instances (rows) or inputs (columns)"
             raise Rejected(Reason.MISSING_FIELD, detail)
-        choice = _choice(request)
+        choice = _choice(given.params)
         _, model = self._api.model(choice)
         signature = signature_of(model.signatures, asked.signature_name)
         inputs: Mapping[str, Array] | rest_tensors.Rows
@@ -260,13 +266,13 @@ class _Rest:
             inputs = rest_tensors.Rows(rows, signature)
         else:
             inputs = await _aside(len(body), lambda: rest_tensors.from_rows(rows, signature))
-        trace = request.state.call.trace
+        trace = given.call.trace
         found = await self._api.predict(choice, asked.signature_name, inputs, trace)
         write = rest_tensors.to_rows if by_rows else rest_tensors.to_columns
         size = sum(array.nbytes for array in found.outputs.values())
-        return Response(await _aside(size, lambda: write(found.outputs)), media_type=JSON)
+        return Answer(body=await _aside(size, lambda: write(found.outputs)), kind=JSON)
 
-    async def _status(self, request: Request, _: bytes) -> Response:
+    async def _status(self, given: Given) -> Answer:
         fine = StatusAnswer(error_code="OK", error_message="")
         versions = [
             VersionAnswer(
@@ -275,56 +281,64 @@ class _Rest:
                 status=fine,
                 labels=list(one.labels),
             )
-            for one in self._api.statuses(_choice(request))
+            for one in self._api.statuses(_choice(given.params))
         ]
         return _json(ModelAnswer(model_version_status=versions))
 
-    async def _metadata(self, request: Request, _: bytes) -> Response:
-        found = self._api.metadata(_choice(request))
+    async def _metadata(self, given: Given) -> Answer:
+        found = self._api.metadata(_choice(given.params))
         signatures = {name: _signature(one) for name, one in found.signatures.items()}
         spec = {"name": found.name, "signature_name": "", "version": str(found.version)}
         signature_def = {"signature_def": {"signature_def": signatures}}
         return _json({"model_spec": spec, "metadata": signature_def})
 
-    async def _healthz(self, _: Request, __: bytes) -> Response:
+    async def _healthz(self, _: Given) -> Answer:
         return _json(ProbeAnswer(status="ok"))
 
-    async def _readyz(self, _: Request, __: bytes) -> Response:
+    async def _readyz(self, _: Given) -> Answer:
         ready = self._api.ready()
         status = "ready" if ready else "starting"
         return _json(ProbeAnswer(status=status), 200 if ready else 503)
 
-    async def _openapi(self, _: Request, __: bytes) -> Response:
-        return Response(self._parts.description, media_type=JSON)
+    async def _openapi(self, _: Given) -> Answer:
+        return Answer(body=self._parts.description, kind=JSON)
 
 
-def _traced(one: Endpoint, request: Request) -> Traced | None:
+def _traced(one: Endpoint, scope: asgi.Scope, heads: Heads) -> Traced | None:
     """Probes and the description are asked for every few seconds: they would be most traces."""
     if one.open:
         return None
-    raw = request.headers.raw
+    headers: Headers = ()
+    if heads.get(TRACEPARENT):  # few calls have one
+        headers = carried((name.decode("latin-1"), value) for name, value in scope["headers"])
     return Traced(
-        headers=carried((name.decode("latin-1"), value) for name, value in raw),
+        headers=headers,
         name=f"{one.method} {one.path}",
-        attributes={
-            "http.request.method": one.method,
-            "http.route": one.path,
-            "url.path": request.url.path,
-            "url.scheme": request.url.scheme,
-        },
+        attributes=partial(_attributes, one, scope),
         status="http.response.status_code",
     )
 
 
-def _told(call: Call, response: Response) -> Response:
+def _attributes(one: Endpoint, scope: asgi.Scope) -> dict[str, Value]:
+    """Of a call's span."""
+    return {
+        "http.request.method": one.method,
+        "http.route": one.path,
+        "url.path": scope["path"],
+        "url.scheme": scope["scheme"],
+    }
+
+
+def _told(call: Call, answer: Answer) -> Answer:
     """With the name of the call's span, where it has one."""
-    if call.trace is not None and call.trace.sampled:
-        response.headers[TRACERESPONSE] = call.trace.own.traceparent
-    return response
+    if call.trace is None or not call.trace.sampled:
+        return answer
+    own = {TRACERESPONSE: call.trace.own.traceparent}
+    return replace(answer, headers={**answer.headers, **own})
 
 
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, JSON)
+def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(body=msgspec.json.encode(value), kind=JSON, status=status, headers=headers or {})
 
 
 async def _read(kind: type[msgspec.Struct], body: bytes) -> Any:
@@ -348,8 +362,7 @@ def _in_http(error: Exception) -> Outcome | None:
     )
 
 
-def _choice(request: Request) -> ModelChoice:
-    given = request.path_params
+def _choice(given: Mapping[str, str]) -> ModelChoice:
     version: str | None = given.get("version")
     if version is not None and not (version.isdecimal() and len(version) <= MAX_DIGITS):
         raise NotServed(f"no version {version[:100]!r}: versions are numbers")
@@ -358,10 +371,6 @@ def _choice(request: Request) -> ModelChoice:
         version=None if version is None else int(version),
         label=given.get("label"),
     )
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
 
 
 def _signature(signature: Signature) -> dict[str, Any]:

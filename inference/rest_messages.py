@@ -15,7 +15,6 @@ from schemas.events import (
     Attribute,
     EventType,
     Offset,
-    Recommendation,
     RecommendationRequest,
     UserEvent,
 )
@@ -70,76 +69,6 @@ class RecommendBody(Struct, forbid_unknown_fields=True):
             device=self.device,
             country=self.country,
         )
-
-
-class ItemAnswer(Struct):
-    """One recommended item."""
-
-    item_id: str
-    score: float
-    title: str | UnsetType = UNSET
-
-
-class LatencyAnswer(Struct):
-    """Microseconds of each stage."""
-
-    queue: int
-    read: int
-    assemble: int
-    score: int
-
-
-class RecommendAnswer(Struct):
-    """The answer, and what it was made from."""
-
-    request_id: str
-    user_id: str
-    event_time: int
-    status: str
-    items: list[ItemAnswer]
-    model_name: str
-    model_version: int
-    arm: str
-    rollout_id: str
-    fallback_reason: str | None
-    stale: bool
-    fingerprint: str
-    events_partition: int
-    events_offset: int
-    row_age_ms: int
-    latency_us: LatencyAnswer
-
-
-def recommend_answer(answer: Recommendation, titles: dict[str, str] | None) -> RecommendAnswer:
-    """The answer as it is told; features as served stay on the log."""
-    took = answer.latency_us
-    return RecommendAnswer(
-        request_id=answer.request_id,
-        user_id=answer.user_id,
-        event_time=answer.event_time,
-        status=answer.status.value,
-        items=[
-            ItemAnswer(
-                item_id=item.item_id,
-                score=item.score,
-                title=UNSET if titles is None else titles.get(item.item_id, ""),
-            )
-            for item in answer.items
-        ],
-        model_name=answer.model_name,
-        model_version=answer.model_version,
-        arm=answer.arm.value,
-        rollout_id=answer.rollout_id,
-        fallback_reason=answer.fallback_reason,
-        stale=answer.stale,
-        fingerprint=answer.fingerprint,
-        events_partition=answer.events_partition,
-        events_offset=answer.events_offset,
-        row_age_ms=answer.row_age_ms,
-        latency_us=LatencyAnswer(
-            queue=took.queue, read=took.read, assemble=took.assemble, score=took.score
-        ),
-    )
 
 
 class AttributeBody(Struct, forbid_unknown_fields=True):

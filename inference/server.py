@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -63,9 +62,6 @@ SESSION_S = 10.0
 RETRY_S = 0.5
 SWITCH_S = 0.0005
 FINER = 16  # batch size from which a call takes longer than it takes to begin
-# New objects before the search for garbage begins. A batch makes thousands, which live until its
-# answers are out: searched every 700, they grow old, and then all that is old is searched too.
-YOUNG = 50_000
 PRODUCERS = 2  # of one instance, in turn; a third one gains nothing
 
 
@@ -117,7 +113,6 @@ def run(settings: Settings, options: Options) -> None:
     sys.modules.setdefault("keras", cast("ModuleType", None))
     # A commit is a dozen short steps: each would wait 5 ms for the thread that computes.
     sys.setswitchinterval(SWITCH_S)
-    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     with ExitStack() as stack:
         server = Server(settings, options, stack)
         server.expose(stop)

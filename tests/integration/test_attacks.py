@@ -138,6 +138,14 @@ def test_a_body_that_drips_is_cut_off(server, eventually, chunked):
     eventually(lambda: server.refused("slow-body") == before + 1)
 
 
+def test_a_body_that_never_begins_is_cut_off_as_a_head_is(server, eventually):
+    before = server.refused("slow-body")
+    with connected(server.network.http_port) as raw:
+        raw.sendall(head(Content_Length=10))
+        assert rest_of(raw) == b""
+    eventually(lambda: server.refused("slow-body") == before + 1)
+
+
 def flooded(raw: socket.socket, piece: bytes, most_bytes: int) -> bool:
     """Whether the server closes before that many bytes have gone to it."""
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,8 +18,9 @@ from inference.rollout import in_canary
 from inference.rules import Only
 from inference.scorer import ScorePolicy
 from inference.service import ServicePolicy
+from inference.told import RecommendAnswer, told
 from schemas.codec import Codec
-from schemas.errors import ModelFault, Reason
+from schemas.errors import ModelFault, Reason, Rejected
 from schemas.events import Arm, Item, Offset, Recommendation, Status
 from schemas.registry import MemoryRegistry
 from tests.serving import ITEMS, World, model, place, request
@@ -331,19 +333,21 @@ def test_answers_written_by_columns_say_the_same(world):
 
 def test_callers_are_told_the_same_without_features(world):
     world.row("ann", "item-0")
-    answers = world.service.answer(world.asked(request("ann"), request("bob", k=0)))
-    bare = [
-        replace(
-            answer,
-            user_longs=(),
-            user_floats=(),
-            items=tuple(replace(item, longs=(), floats=()) for item in answer.items),
-        )
-        for answer in answers.answers
-    ]
-    assert list(answers.told) == bare
-    assert answers.answers[0].user_longs
-    assert len(bare[0].items) == 5
+    late = request("eve", deadline_ms=1)
+    asked = world.asked(request("ann"), request("bob", k=0), request("new"), late, age_ms=5)
+    answers = world.service.answer(asked)
+    ann, bob, new, eve = told(answers)
+    for given, logged in ((ann, answers.answers[0]), (new, answers.answers[2])):
+        assert isinstance(given, RecommendAnswer)
+        lean = msgspec.to_builtins(given)
+        items = [(one.pop("item_id"), one.pop("score")) for one in lean.pop("items")]
+        assert items == [(one.item_id, one.score) for one in logged.items]
+        assert lean.pop("latency_us") == asdict(logged.latency_us)
+        assert lean == {name: getattr(logged, name) for name in lean}
+        assert len(items) == 5
+    assert isinstance(bob, Rejected)
+    assert "k must be between" in str(bob)
+    assert isinstance(eve, TimeoutError)
 
 
 def many(users) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -14,6 +14,7 @@ from schemas.codec import Codec
 from schemas.column_writer import ColumnWriter
 from schemas.errors import Rejected
 from schemas.events import Recommendation, Status
+from schemas.stacked import stacked
 
 log = structlog.get_logger(__name__)
 
@@ -40,26 +41,52 @@ class AnswerWriter:
         Raises:
             RegistryUnavailable: the schema could not be registered.
         """
-        found = {i: self._record(answer) for i, answer in answers.closed.items()}
-        for index, part in answers.parts:
-            found.update(zip(index, self._part(part), strict=True))
-        for i, given in headers.items():
-            found[i] = replace(found[i], headers=given)
-        return [found[i] for i in range(answers.n)]
+        return self.records_of([answers], [headers])
 
-    def _part(self, part: Answered) -> Sequence[Outgoing]:
-        """All at once; if one of them cannot be written, each by itself."""
-        try:
-            values = self._columns.encode(part.columns(), len(part))
-        except Rejected:
-            return [self._record(answer) for answer in part.recommendations()]
-        if max(map(len, values), default=0) > self._max_bytes:
-            return [self._record(answer) for answer in part.recommendations()]
+    def records_of(
+        self, batches: Sequence[Answers], headers: Sequence[Mapping[int, Headers]]
+    ) -> list[Outgoing]:
+        """The same of several batches: in one go, which a batch of few gains most by."""
+        written = self._written([part for answers in batches for _, part in answers.parts])
+        found: list[Outgoing] = []
+        for answers, given in zip(batches, headers, strict=True):
+            own = {i: self._record(answer) for i, answer in answers.closed.items()}
+            for index, _ in answers.parts:
+                own.update(zip(index, next(written), strict=True))
+            for i, pairs in given.items():
+                own[i] = replace(own[i], headers=pairs)
+            found += [own[i] for i in range(answers.n)]
+        return found
+
+    def _written(self, parts: Sequence[Answered]) -> Iterator[Sequence[Outgoing]]:
+        """Each part's records: all at once; if one of them cannot be written, each by itself."""
+        values = self._encoded(parts) if parts else None
+        if values is None and len(parts) > 1:
+            for part in parts:
+                yield from self._written([part])
+            return
         topic = self._codec.topic
-        return [
-            Outgoing(topic=topic, key=one.request.user_id.encode(), value=value)
-            for one, value in zip(part.batch.asked, values, strict=True)
-        ]
+        for part in parts:
+            if values is None:
+                yield [self._record(answer) for answer in part.recommendations()]
+                continue
+            yield [
+                Outgoing(topic=topic, key=one.request.user_id.encode(), value=next(values))
+                for one in part.batch.asked
+            ]
+
+    def _encoded(self, parts: Sequence[Answered]) -> Iterator[bytes] | None:
+        """A value each; None: they cannot be written together."""
+        if len({part.features.fingerprint for part in parts}) > 1:
+            return None  # their features differ in number
+        sizes = [len(part) for part in parts]
+        columns = [part.columns() for part in parts]
+        try:
+            one = columns[0] if len(columns) == 1 else stacked(columns, sizes)
+            values = self._columns.encode(one, sum(sizes))
+        except Rejected:
+            return None
+        return None if max(map(len, values), default=0) > self._max_bytes else iter(values)
 
     def _record(self, answer: Recommendation) -> Outgoing:
         try:

@@ -19,9 +19,9 @@ from schemas.errors import Overloaded, Rejected, Retryable
 
 log = structlog.get_logger(__name__)
 
-# Batches of answers. They linger so that callers have theirs before any of it is encoded, on
-# threads that share the interpreter with those that answer, and so that few are encoded at once.
-BOUNDS = Bounds(batch=16, waiting=256, linger_s=0.02)
+# Batches of answers. They linger so that callers have theirs before any of it is encoded, on a
+# thread that shares the interpreter with those that answer, and so that many are encoded at once.
+BOUNDS = Bounds(batch=16, waiting=256, linger_s=0.05)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class AnswerRecorder:
     def _sent(self, batches: Sequence[_Telling]) -> list[None]:
         delivered: list[Delivered] = []
         try:
-            for one in batches:
-                for record in self._writer.records(one.answers, one.headers):
-                    self._producer.send(record, delivered.append)
+            every = [one.answers for one in batches], [one.headers for one in batches]
+            for record in self._writer.records_of(*every):
+                self._producer.send(record, delivered.append)
             self._producer.flush(self._timeout_s)
         except (Retryable, Rejected) as error:
             self._missed(sum(one.answers.n for one in batches) - len(delivered), error)

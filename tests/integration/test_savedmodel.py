@@ -231,3 +231,66 @@ def test_nan_and_a_closed_model_are_the_model_s_fault(tmp_path):
     assert "rank" in model.signatures
     with pytest.raises(ModelFault, match="closed"):
         model.predict("serving_default", retrieve_inputs(1), 1)
+
+
+def test_arrays_become_tensors_whatever_they_look_like_in_memory():
+    """Kernels abort on memory that is not aligned: NumPy's here is on purpose not."""
+    import tensorflow as tf
+
+    from inference.savedmodel import tensors
+
+    shifted = np.zeros(4 * 6 + 4, np.uint8)[4:].view(np.float32).reshape(2, 3)
+    shifted[:] = np.arange(6).reshape(2, 3)
+    arrays = [
+        shifted,
+        np.arange(6, dtype=np.int64).reshape(2, 3).T,
+        np.arange(10, dtype=np.float32)[::3],
+        np.array(7, np.int32),
+        np.zeros((0, 4), np.int64),
+        np.array([True, False]),
+        np.array([b"a", b"bc"], object),
+    ]
+    found = tensors(arrays)
+    for array, tensor in zip(arrays, found, strict=True):
+        assert tensor.dtype == tf.as_dtype(array.dtype)
+        assert np.array_equal(tensor.numpy(), array)
+    assert float(tf.reduce_sum(tf.nn.relu(found[0]) + 1.0)) == 21
+    shifted[:] = 0  # a tensor is its own
+    assert found[0].numpy()[1].tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("of_version_1", [False, True])
+def test_inputs_of_one_kind_are_not_mixed_up(tmp_path, of_version_1):
+    import tensorflow as tf
+
+    from inference.savedmodel import _Call
+
+    if of_version_1:
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            given = {n: tf.compat.v1.placeholder(tf.float32, [None], f"{n}_in") for n in "xam"}
+            factor = tf.compat.v1.get_variable("v", initializer=2.0, use_resource=True)
+            outputs = {"z": given["x"] * factor - given["a"] * 10 + given["m"] * 100}
+            outputs["b"] = given["x"] + 0
+            session.run(tf.compat.v1.global_variables_initializer())
+            tf.compat.v1.saved_model.simple_save(session, str(tmp_path / "1"), given, outputs)
+    else:
+        spec = tf.TensorSpec([None], tf.float32)
+        module = tf.Module()
+
+        @tf.function(input_signature=[spec] * 3)
+        def mixed(x, a, m):
+            return {"z": x * 2 - a * 10 + m * 100, "b": x}
+
+        module.mixed = mixed
+        tf.saved_model.save(module, str(tmp_path / "1"), {"serving_default": mixed})
+    call = _Call(tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"])
+    values = {n: np.full(2, v, np.float32) for n, v in (("x", 1), ("a", 3), ("m", 5))}
+    found = call(values)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        "b": [1, 1],
+        "z": [472, 472],
+    }
+    with pytest.raises(TypeError, match=r"not known: a$"):
+        call({name: values[name] for name in "xm"})
+    with pytest.raises(TypeError, match=r"not known: y$"):
+        call({**values, "y": values["x"]})

@@ -331,6 +331,36 @@ def test_answers_written_by_columns_say_the_same(world):
     assert {answer.shadow is None for answer in answers.answers} == {True, False}
 
 
+def test_answers_of_several_batches_are_written_together(world):
+    """With and without a shadow, a traced one, one that is not scored, and nothing but that."""
+    codec = Codec(MemoryRegistry(), Recommendation, "t")
+    writer = AnswerWriter(codec)
+    world.row("ann", "item-50", next_offset=7)
+    plain = world.service.answer(world.asked(request("ann", country="DE"), request("bob", k=0)))
+    world.deploy(shadow(ONE, 2, WHY), model(1), model(2, best=("item-59",)))
+    shadowed = world.service.answer(world.asked(request("u1"), request("u2", surface="home")))
+    refused = world.service.answer(world.asked(request("eve", k=0)))
+    batches = [plain, shadowed, refused, plain]
+    headers = [{0: (("a", b"b"),)}, {}, {}, {1: (("c", b"d"),)}]
+    apart = [
+        one for a, h in zip(batches, headers, strict=True) for one in writer.records(a, headers=h)
+    ]
+    assert writer.records_of(batches, headers) == apart
+    assert [bool(one.headers) for one in apart] == [True, *[False] * 5, True]
+    shadows = [codec.decode(one.value).shadow for one in apart]
+    assert [one is None for one in shadows] == [True, True, False, False, True, True, True]
+
+
+def test_one_answer_that_cannot_be_written_does_not_hold_the_others_up(world):
+    codec = Codec(MemoryRegistry(), Recommendation, "t")
+    writer = AnswerWriter(codec, max_answer_bytes=4_000)
+    fine = world.service.answer(world.asked(request("ann")))
+    large = world.service.answer(world.asked(request("bob", k=50)))
+    records = writer.records_of([fine, large], [{}, {}])
+    assert records == [*writer.records(fine), *writer.records(large)]
+    assert [codec.decode(r.value).status for r in records] == [Status.OK, Status.INVALID]
+
+
 def test_callers_are_told_the_same_without_features(world):
     world.row("ann", "item-0")
     late = request("eve", deadline_ms=1)

@@ -33,6 +33,7 @@ class Load:
     taken_s: float
     latencies_s: Sequence[float]
     cpu_s: float  # of this process, all threads
+    under_way: int  # calls at once
     answers: Sequence[bytes]  # in the order of the calls
 
     @property
@@ -138,7 +139,9 @@ def over_http(port: int, calls: Sequence[bytes], connections: int) -> Load:
     cpu_s = own_cpu_s() - cpu_s
     for one in made:
         one.socket.close()
-    return Load(taken_s=taken_s, latencies_s=latencies_s, cpu_s=cpu_s, answers=answers)
+    return Load(
+        taken_s=taken_s, latencies_s=latencies_s, cpu_s=cpu_s, under_way=len(made), answers=answers
+    )
 
 
 def _answered(
@@ -193,4 +196,6 @@ def over_grpc(port: int, method: str, messages: Sequence[bytes], under_way: int)
         cpu_s = own_cpu_s() - cpu_s
     if failed:
         raise failed[0]
-    return Load(taken_s=taken_s, latencies_s=latencies_s, cpu_s=cpu_s, answers=answers)
+    return Load(
+        taken_s=taken_s, latencies_s=latencies_s, cpu_s=cpu_s, under_way=under_way, answers=answers
+    )

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from inference import early
 from inference.backend import Runtime, chosen
 from inference.delivery import Delivery
-from inference.early import collect_rarely, map_tensorflow
 from inference.experiment_cli import experiment_app
 from ingest.settings import Settings
 from ingest.terminal import Json, err, out, print_json, print_table
@@ -123,9 +123,10 @@ def serve(
 
     Example: `millstream serve --backend remote --remote models.internal:8500`
     """
-    collect_rarely()
+    early.collect_rarely()
+    early.limit_blas(early.model_threads(model_threads))
     if backend is Runtime.SAVED_MODEL:
-        map_tensorflow()
+        early.map_tensorflow()
     from inference import exposure, server  # noqa: PLC0415 - keeps --help quick
     from inference.rules import read_rules  # noqa: PLC0415
 

@@ -16,6 +16,16 @@ YOUNG: Final = 50_000
 _LIBRARIES: Final = ("libtensorflow_framework.so.2", "libtensorflow_cc.so.2")
 
 
+def model_threads(wanted: int) -> int:
+    """Of one model call; 0: half of the processors: the rest of serving, and others, need some."""
+    return wanted or max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def limit_blas(threads: int) -> None:
+    """Of NumPy, which reads it when it is imported: its threads would spin until the next call."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))  # noqa: TID251
+
+
 def collect_rarely() -> None:
     """Search for garbage less often; imports make much that stays."""
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -15,12 +14,14 @@ import structlog
 
 from features.catalog import CATALOG
 from inference.answer_memory import AnswerMemory, DeliveredAnswers
+from inference.at_least_once import AtLeastOnce
 from inference.backend import Backend
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
 from inference.deadlines import TogetherCost
-from inference.delivery import AtLeastOnce, Delivery
+from inference.delivery import Delivery
+from inference.early import model_threads
 from inference.encoding import AnswerWriter
 from inference.exposure import Exposed, Exposure, expose
 from inference.live import Live
@@ -95,8 +96,8 @@ class Options:
         return tuple(sorted(size for size in sizes if size <= self.max_batch))
 
     def threads(self) -> int:
-        """The others are for everything else, on this side and on the broker's."""
-        return self.model_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        """Of one model call."""
+        return model_threads(self.model_threads)
 
 
 def run(settings: Settings, options: Options) -> None:

@@ -32,6 +32,7 @@ _LISTS = 0.7
 _TRAIN_PER_LIST = 39  # below, the library warns
 _TRAIN_ROUNDS = 5
 _TAIL_SHARE = 0.05  # of the inverted file: then it is made anew
+_BLOCK = 1 << 20  # scores that are held at once
 _FINE = 20  # the number of lists to probe is found to a twentieth
 _SEED = 1
 
@@ -220,9 +221,25 @@ def use_threads(threads: int) -> None:
 
 
 def _compared(queries: Matrix, k: int, at: Places, vectors: Matrix) -> Nearest:
-    most = min(k, len(vectors))
-    scores, found = faiss.knn(queries, vectors, most, metric=faiss.METRIC_INNER_PRODUCT)
+    """Of every vector. faiss's own comparison takes three times as long at these sizes."""
+    rows = max(1, _BLOCK // len(vectors))
+    blocks = [queries[first : first + rows] for first in range(0, len(queries), rows)]
+    parts = [_most(block @ vectors.T, min(k, len(vectors))) for block in blocks]
+    found, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Nearest(at=at[found], scores=scores)
+
+
+def _most(scores: Matrix, k: int) -> tuple[Places, Matrix]:
+    """
+    Columns and values [b, k] of the largest of each row, largest first.
+
+    >>> _most(np.array([[1, 5, 3]], np.float32), 2)
+    (array([[1, 2]]), array([[5., 3.]], dtype=float32))
+    """
+    found = np.argpartition(scores, -k, axis=1)[:, -k:]
+    best = np.take_along_axis(scores, found, axis=1)
+    order = np.argsort(-best, axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(best, order, axis=1)
 
 
 def _best(parts: list[Nearest], rows: int, k: int) -> Nearest:

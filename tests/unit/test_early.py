@@ -17,6 +17,25 @@ map_tensorflow()
 print("tensorflow" in sys.modules, "libtensorflow_cc" in open("/proc/self/maps").read())
 """
 
+LIMITED = """
+import os, sys
+from deploy.cli import build
+from inference.early import limit_blas
+build()
+assert "numpy" not in sys.modules
+limit_blas(1)
+import numpy
+numpy.ones((500, 500)) @ numpy.ones((500, 500))
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def said(code: str) -> list[str]:
+    root = Path(__file__).parents[2]
+    return subprocess.check_output(
+        [sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=60
+    ).split()
+
 
 def test_the_search_for_garbage_is_put_off():
     before = gc.get_threshold()
@@ -28,8 +47,8 @@ def test_the_search_for_garbage_is_put_off():
 
 
 def test_the_library_is_mapped_and_tensorflow_not_imported():
-    root = Path(__file__).parents[2]
-    said = subprocess.check_output(
-        [sys.executable, "-c", MAPPED], cwd=root, stderr=subprocess.DEVNULL, text=True, timeout=60
-    )
-    assert said.split() == ["False", "True"]
+    assert said(MAPPED) == ["False", "True"]
+
+
+def test_numpy_multiplies_in_so_many_threads():
+    assert said(LIMITED) == ["1"]

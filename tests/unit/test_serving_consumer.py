@@ -12,10 +12,10 @@ import pytest
 
 from inference.answer_memory import AnswerMemory, DeliveredAnswers
 from inference.answers import Answers, closed
+from inference.at_least_once import AtLeastOnce
 from inference.batcher import BatchPolicy, Cause
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
-from inference.delivery import AtLeastOnce
 from inference.encoding import AnswerWriter
 from inference.requests import Bad, RequestReader
 from ingest.clock import SystemClock

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from features.assemble import UserFeatures
 from features.catalog import CATALOG
 from features.items import ItemTable
+from inference.early import limit_blas
 from inference.model import ModelRef
 from inference.server import Options
 from ingest.metrics import MemoryMetrics
@@ -111,7 +112,9 @@ def _model_us(world: World) -> float:
     settings, _ = ready(world)
     users, seen = features(world, settings)
     items = [world.shop.item(at) for at in range(world.sizes.catalogue)]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    # As serve limits it: before NumPy is imported there, which the first task does.
+    limits = {"initializer": limit_blas, "initargs": (Options().threads(),)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **limits) as pool:
         return pool.submit(_called, world.directory / "staging", users, seen, items).result()
 
 

@@ -287,7 +287,12 @@ class Reloader:
         start_s = self._clock.monotonic_s()
         try:
             self._resident[version] = self._loader.load(version)
-        except (Refused, ModelFault) as error:
+        except Retryable:
+            raise  # it is the registry's fault, not the version's
+        except Exception as error:
+            # Whatever it is: what serves goes on, and later releases and rollbacks are heard.
+            if not isinstance(error, Refused | ModelFault):
+                log.exception("model.load_broke", version=version)
             failures = self._failures.setdefault(version, _Failure(0, 0.0))
             failures.count += 1
             pause_s = self._back_off.pause_s(failures.count)

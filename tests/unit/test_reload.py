@@ -174,7 +174,10 @@ def test_a_version_no_longer_needed_is_closed(world):
         model.retrieve(None, np.zeros((1, 0), np.uint64), 1)
 
 
-@pytest.mark.parametrize("error", [Refused("bad signature"), ModelFault("NaN")])
+FAULTS = [Refused("bad signature"), ModelFault("NaN"), OSError(28, "disk full"), KeyError("a bug")]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
 def test_a_version_that_is_refused_is_reported_and_retried_with_patience(world, clock, error):
     world.release(ONE)
     world.settle()

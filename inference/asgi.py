@@ -1,8 +1,8 @@
 """
 What of ASGI an endpoint needs: a call's headers, its body within bounds, an answer.
 
-starlette routes and knows CORS. Its requests, responses and handlers of errors, which would take
-half of the time of a call, are not used: what goes wrong is answered by the endpoints themselves.
+starlette routes and knows CORS. Its requests, responses and handlers of errors, a good part of a
+call's time, are not used: what goes wrong is answered by the endpoints themselves.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ class AnswerRecorder:
     def _sent(self, batches: Sequence[_Telling]) -> list[None]:
         delivered: list[Delivered] = []
         try:
-            every = [one.answers for one in batches], [one.headers for one in batches]
-            for record in self._writer.records_of(*every):
+            answers, headers = [one.answers for one in batches], [one.headers for one in batches]
+            for record in self._writer.records_of(answers, headers):
                 self._producer.send(record, delivered.append)
             self._producer.flush(self._timeout_s)
         except (Retryable, Rejected) as error:

@@ -100,6 +100,7 @@ class _Call:
     def __init__(self, function: Any) -> None:
         """`function`: a ConcreteFunction that takes its inputs by name, and names its outputs."""
         self._inputs = tuple(function.function_type.parameters)
+        self._names = frozenset(self._inputs)
         self._outputs = tuple(sorted(function.structured_outputs))  # as `tf.nest` flattens them
         self._captured = tuple(function.captured_inputs)
         self._function = function.inference_fn
@@ -111,7 +112,7 @@ class _Call:
             TypeError: an input is missing, or there is no such input.
             tf.errors.OpError: it failed.
         """
-        if wrong := inputs.keys() ^ set(self._inputs):
+        if wrong := inputs.keys() ^ self._names:
             raise TypeError(f"inputs that are missing or not known: {', '.join(sorted(wrong))}")
         given = tensors([inputs[name] for name in self._inputs])
         found = self._function.call_flat(*given, *self._captured)
@@ -122,23 +123,22 @@ def tensors(arrays: Sequence[Array]) -> list[tf.Tensor]:
     """
     The arrays as tensors of the same dtypes.
 
-    By DLPack (dmlc/dlpack), which hands memory over as it is: `tf.convert_to_tensor` takes twenty
-    times as long. Kernels abort the process on memory that is not aligned as Eigen wants it, which
-    NumPy's is not, so the arrays are copied, side by side.
+    By DLPack (dmlc/dlpack), which hands memory over as it is: `tf.convert_to_tensor` takes several
+    times as long as that and a copy. Kernels abort the process on memory that is not aligned as
+    Eigen wants it, which NumPy's is not, so the arrays are copied, side by side.
     """
-    plain = [array for array in arrays if array.dtype.kind in _PLAIN]
-    sizes = [-(-array.nbytes // ALIGNED) * ALIGNED for array in plain]
-    memory = np.empty(sum(sizes) + ALIGNED, np.uint8)
+    rooms = [-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays]
+    memory = np.empty(sum(rooms) + ALIGNED, np.uint8)
     at = -memory.ctypes.data % ALIGNED
     found = []
-    for array in arrays:
+    for array, room in zip(arrays, rooms, strict=True):
         if array.dtype.kind not in _PLAIN:
             found.append(tf.convert_to_tensor(array))
             continue
         own = np.ndarray(array.shape, array.dtype, memory, at)
         np.copyto(own, array)
         found.append(tf.experimental.dlpack.from_dlpack(own.__dlpack__()))
-        at += -(-array.nbytes // ALIGNED) * ALIGNED
+        at += room
     return found
 
 

@@ -20,6 +20,7 @@ from deploy.supervise import Service
 from features.assemble import named
 from features.catalog import CATALOG
 from features.declare import Array, Level
+from inference.server import Options
 from ingest.settings import Settings
 from schemas.errors import ProcessFailed
 from tests.bench.environment import installed
@@ -35,7 +36,7 @@ from tests.bench.world import ROOT, World
 LOCK = Path(__file__).with_name("serving-requirements.lock")
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 # Calls under way: as many as the largest batch holds, ours of the Kafka path and that of the peers.
-BURST, CONNECTIONS = 256, 64
+BURST, CONNECTIONS = Options().max_batch, MAX_BATCH
 AIM = 0.7  # of the Kafka path's requests/s
 SHARE = 4  # of all requests, one in so many carries tensors: a call takes longer
 OF_KAFKA = 4  # one call for so many requests of the Kafka path: it takes longer

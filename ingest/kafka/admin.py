@@ -19,6 +19,7 @@ from ingest.kafka.client import (
     mapping,
     settled,
 )
+from ingest.log import TopicPartition
 from ingest.topics import TopicSpec, TopicState
 from schemas.errors import BrokerUnavailable, Misconfigured
 
@@ -61,6 +62,21 @@ class _Client:
                 raise BrokerUnavailable(f"describe topic {name}: no answer") from error
         return found
 
+    def offsets(self, asked: Mapping[ck.TopicPartition, Any]) -> dict[TopicPartition, int]:
+        """Offsets by their leaders; one that does not lead (yet) is an error."""
+        topics = ", ".join(sorted({tp.topic for tp in asked}))
+        doing = f"ask for the offsets of {topics}"
+        with mapping(doing):
+            futures = self.library.list_offsets(
+                dict(asked),
+                isolation_level=ck.IsolationLevel.READ_COMMITTED,
+                request_timeout=self.timeout_s,
+            )
+        return {
+            TopicPartition(tp.topic, tp.partition): self.result(doing, future).offset
+            for tp, future in futures.items()
+        }
+
 
 class KafkaLog:
     """`Log`: asked each time, nothing is cached."""
@@ -101,24 +117,9 @@ class KafkaLog:
         return found[topic]
 
     def _offsets(self, topic: str, partitions: Sequence[int], spec: Any) -> dict[int, int]:
-        return settled(
-            lambda: self._offsets_now(topic, partitions, spec),
-            self._clock,
-            self._client.timeout_s,
-        )
-
-    def _offsets_now(self, topic: str, partitions: Sequence[int], spec: Any) -> dict[int, int]:
-        doing = f"ask for the offsets of {topic}"
-        with mapping(doing):
-            futures = self._client.library.list_offsets(
-                {ck.TopicPartition(topic, p): spec for p in partitions},
-                isolation_level=ck.IsolationLevel.READ_COMMITTED,
-                request_timeout=self._client.timeout_s,
-            )
-        return {
-            tp.partition: self._client.result(doing, future).offset
-            for tp, future in futures.items()
-        }
+        client, asked = self._client, {ck.TopicPartition(topic, p): spec for p in partitions}
+        found = settled(lambda: client.offsets(asked), self._clock, client.timeout_s)
+        return {partition: offset for (_, partition), offset in found.items()}
 
 
 class KafkaAdmin:
@@ -160,6 +161,14 @@ class KafkaAdmin:
         self._settle("create topic", futures, ck.KafkaError.TOPIC_ALREADY_EXISTS)
         names = [s.name for s in specs]
         self._wait("known", lambda: len(self._client.described(names)) == len(names))
+        # A broker tells of a leader before it lets that one lead.
+        latest = lib.OffsetSpec.latest()
+        led = {
+            ck.TopicPartition(name, p): latest
+            for name, found in self._client.described(names).items()
+            for p in range(len(found.partitions))
+        }
+        settled(lambda: self._client.offsets(led), self._clock, self._client.timeout_s)
 
     def configure_topics(self, specs: Sequence[TopicSpec]) -> None:
         resources = [

@@ -27,6 +27,10 @@ def _producer_settings(max_record_bytes: int, send_timeout_s: float) -> dict[str
     return {
         "enable.idempotence": True,
         "acks": "all",
+        # Two requests of a partition under way lose records: when the first is refused and the
+        # second is not, librdkafka takes both for delivered. A broker takes the second when it has
+        # not heard of the producer, as on a new partition (confluent-kafka-go, issue 921).
+        "max.in.flight.requests.per.connection": 1,
         # Kafka's own hash; librdkafka's default is another (law 2).
         "partitioner": "murmur2_random",
         "compression.type": "lz4",

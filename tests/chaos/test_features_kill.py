@@ -48,6 +48,7 @@ def replay(world: World) -> Iterator[threading.Thread]:
 
 def assert_undisturbed(world: World) -> None:
     """By count, by refold in memory, and against a second store folded in peace."""
+    assert sum(world.ends().values()) == EVENTS  # else it was lost before it was read
     counts = world.counts()
     assert (counts.records, counts.folded) == (EVENTS, EVENTS)
     assert (counts.duplicates, counts.late, counts.dead, counts.misplaced) == (0, 0, 0, 0)

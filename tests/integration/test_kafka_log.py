@@ -17,12 +17,15 @@ from ingest.kafka import (
     KafkaSource,
     KafkaTransactionalProducer,
 )
-from ingest.log import TopicPartition
+from ingest.log import Outgoing, TopicPartition
 from ingest.topics import TopicSpec
 from schemas.errors import Misconfigured
 from tests.contracts import log as contracts
+from tests.late_leader import LateLeader, late_leader
 
 pytestmark = pytest.mark.kafka
+
+ALONE = {"batch.num.messages": 1}  # each record in a request of its own
 
 
 class Broker(Protocol):
@@ -124,3 +127,60 @@ class TestKafkaGroupOffsets(_OnKafka, contracts.GroupsContract):
 
 class TestKafkaAdmin(_OnKafka, contracts.AdminContract):
     pass
+
+
+class TestALeaderThatComesLate(_OnKafka):
+    """
+    What was sent behind refused records must not count for them.
+
+    librdkafka takes records for delivered when later ones are, and a partition that has not heard
+    of a producer takes any of its records first (confluent-kafka-go, issue 921).
+    """
+
+    @pytest.fixture
+    def topic(self, world: KafkaWorld) -> str:
+        return world.topic(1)
+
+    @pytest.fixture
+    def late(self, kafka: Broker, topic: str) -> Iterator[LateLeader]:
+        with late_leader(int(kafka.bootstrap_servers.rpartition(":")[2]), topic) as leader:
+            yield leader
+
+    def test_loses_nothing_that_was_acknowledged(
+        self, world: KafkaWorld, topic: str, late: LateLeader
+    ) -> None:
+        with closing(KafkaProducer(late.bootstrap_servers, options=ALONE)) as producer:
+            sent = self.send(producer, topic)
+            producer.flush(30)
+        assert late.refused == 1
+        assert self.read(world, topic) == sent
+
+    def test_loses_nothing_of_a_transaction(
+        self, world: KafkaWorld, topic: str, late: LateLeader
+    ) -> None:
+        name = world.name()
+        with closing(
+            KafkaTransactionalProducer(late.bootstrap_servers, name, options=ALONE)
+        ) as producer:
+            producer.begin()
+            sent = self.send(producer, topic)
+            producer.commit({}, None)
+        assert late.refused == 1
+        assert self.read(world, topic) == sent
+
+    def send(self, producer: KafkaProducer | KafkaTransactionalProducer, topic: str) -> list[int]:
+        sent = list(range(50))
+        for number in sent:
+            producer.send(Outgoing(topic=topic, key=b"key", value=str(number).encode()))
+        return sent
+
+    def read(self, world: KafkaWorld, topic: str) -> list[int]:
+        partition = TopicPartition(topic, 0)
+        source, found = world.source(), list[int]()
+        source.assign({partition: 0})
+        _, end = world.log().bounds(topic)[0]
+        while (batch := source.poll(1000, 1.0)) is not None:
+            found += [int(value or b"") for value in batch.values]
+            if batch.next_offset >= end:
+                break
+        return found

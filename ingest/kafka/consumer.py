@@ -122,10 +122,12 @@ class Reader:
     def _drain(self, first: list[ck.Message], more: int) -> None:
         """Take in what is there by now. All messages are given up when this returns."""
         messages = first
-        if more > 0:
-            with mapping("poll"):
-                messages = first + self.consumer.consume(more, 0)
-        self._take_in(messages)
+        try:
+            if more > 0:
+                with mapping("poll"):
+                    messages = first + self.consumer.consume(more, 0)
+        finally:  # the client has moved over the first, whatever becomes of the others
+            self._take_in(messages)
 
     def _take_in(self, messages: list[ck.Message]) -> None:
         errors = list(map(ck.Message.error, messages))

@@ -5,7 +5,8 @@ A model's calls, whatever runs its signatures: cut, padded, named, and looked at
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from schemas.errors import ModelFault, Refused, Rejected
 BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # float32 sums differ in order between machines; scores of trained models are of the order 1-10.
 TOLERANCE: Final = 1e-3
+_BEGINNING: Final = 2  # signatures called side by side; more get in each other's way
 Run = Callable[[str, Mapping[str, Array]], dict[str, Array]]  # signature, inputs -> outputs
 
 
@@ -34,9 +36,7 @@ class CallStyle:
 
     batch_sizes: tuple[int, ...] = BATCH_SIZES  # the largest is the most rows of one call
     padded: bool = True  # to the next size; otherwise a call has as many rows as were asked for
-    warm_calls: int = (
-        3  # of each size; in TensorFlow the first compiles, the second still allocates
-    )
+    warm_calls: int = 2  # of each size; in TensorFlow the first compiles, the second allocates
     called: bool = False  # its functions were, at each size, with the values of another version
     golden: str = GOLDEN  # the file of golden calls
     tolerance: float = TOLERANCE  # of golden outputs, times 1 + their magnitude
@@ -103,6 +103,21 @@ class CalledModel(ABC):
     @property
     def signatures(self) -> Mapping[str, Signature]:
         return self._signatures
+
+    def begin(self, calls: Sequence[Call]) -> None:
+        """
+        Call each signature once, side by side: a runtime makes a graph ready when it is first
+        called, which takes one processor hundreds of milliseconds.
+
+        Args:
+            calls: sampled; one row of each is taken.
+
+        Raises:
+            ModelFault: a sampled input makes the model fail.
+        """
+        with ThreadPoolExecutor(_BEGINNING) as pool:
+            for _ in pool.map(lambda call: self._ran(call.signature, _resized(call, 1)), calls):
+                pass
 
     def warm(self, sizes: Iterable[int] | None = None, rarely: Collection[str] = ()) -> None:
         """

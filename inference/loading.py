@@ -75,7 +75,8 @@ class RegistryLoader:
             copy = self._registry.fetch(self._name, version, self._keys)
         try:
             opened = runtime.result()
-            if self._opened is None:
+            first = self._opened is None
+            if first:
                 self._opened = opened
                 # What is there by now stays, TensorFlow above all: no search for garbage needs to
                 # look at it again. No model is: what is frozen with it would never be given back.
@@ -88,6 +89,8 @@ class RegistryLoader:
             model: Model = opened_model
             try:
                 sampled = read_calls(copy / WARMUP)
+                if first:  # nobody is served by a model yet, who would wait for the processors
+                    opened_model.begin(sampled)
                 # First: such a model is never asked to rank, which is most of a warm-up.
                 products = has_towers(opened_model) and ranks_by_product(
                     opened_model, features, sampled

@@ -96,6 +96,20 @@ def test_a_good_folder_warms(folder):
     model.close()
 
 
+def test_each_signature_begins_with_one_row_of_its_samples(folder, monkeypatch):
+    model, begun = load(folder), []
+    run = model._run
+    monkeypatch.setattr(
+        model, "_run", lambda name, inputs: (begun.append(name), run(name, inputs))[1]
+    )
+    sampled = read_calls(folder / WARMUP)
+    model.begin(sampled)
+    assert sorted(begun) == sorted(call.signature for call in sampled)
+    broken = replace(sampled[0], signature="none")
+    with pytest.raises(ModelFault, match="none"):
+        model.begin([*sampled, broken])
+
+
 def test_another_feature_set_is_refused_with_both_fingerprints(folder):
     with pytest.raises(Refused, match=f"ffff, this process computes {FEATURES.fingerprint}"):
         load(folder, ref=replace(REF, fingerprint="ffff"))

@@ -1,9 +1,9 @@
 """
 Requests in, answers out, exactly once: the threads around the service.
 
-The fetching thread polls, decodes and batches. Three threads take the steps of the service, each
-with a batch of its own, and one commits. A transaction holds the answers to a contiguous run of
-offsets of each partition, and those offsets, in order:
+The fetching thread polls, decodes and batches. Others take the steps of the service, each with a
+batch of its own (two of them score, `inference.lanes`), and one commits. A transaction holds the
+answers to a contiguous run of offsets of each partition, and those offsets, in order:
 
 1. dead letters of the run are flushed (a crash can repeat them: readers drop repeats)
 2. the transaction begins, answers are sent
@@ -35,6 +35,7 @@ from inference.answers import Answers
 from inference.batcher import Batcher, BatchPolicy
 from inference.commits import Commits, Ends, GroupWord, Step, Written
 from inference.cost_model import CostModel
+from inference.lanes import Lanes
 from inference.requests import Asked, Bad, Entry
 from inference.trail import Trail
 from ingest.clock import Clock
@@ -65,6 +66,7 @@ class ConsumerPolicy:
 
     batch: BatchPolicy
     ahead: int = 2  # batches that may wait for each of the threads
+    lanes: int = 2  # large batches that are scored side by side
     commit_batches: int = 8  # batches in one transaction, at most
     commit_tries: int = 5
     drain_s: float = 5.0  # how long a rebalance waits for what is under way
@@ -133,11 +135,13 @@ class Consumer:
         self._to_finish: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
         self._to_commit: queue.Queue[Step[Written]] = queue.Queue(policy.commit_batches)
         self._over = threading.Event()  # no more work: the threads leave
+        self._lanes = Lanes[Step[Any]](
+            partial(self._get, self._to_score), self._large, clock, self._over
+        )
         self._error: BaseException | None = None
         self._settled = threading.Condition()
         self._under_way = 0  # entries handed to the threads and not yet committed
         self._unscored: deque[int] = deque()  # sizes of batches handed on and not yet scored
-        self._scoring_since_s: float | None = None  # the first of them
         self._rebalances = 0
         self._told_at = 0  # the rebalance after which the group's metadata was passed on
         self._full_since_s: float | None = None  # the batcher
@@ -158,7 +162,7 @@ class Consumer:
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             for name, work in (
                 ("prepare", self._prepare),
-                ("score", self._score),
+                *(("score", self._score),) * self._policy.lanes,
                 ("finish", self._finish),
                 ("commit", self._commit),
             )
@@ -240,13 +244,12 @@ class Consumer:
     def _free_in_s(self) -> float:
         """Until the model has scored what was handed on, as far as is known."""
         with self._settled:
-            sizes, since_s = list(self._unscored), self._scoring_since_s
-        left_s = sum(map(self._costs.score.predict, sizes))
-        if since_s is not None and sizes:
-            first_s = self._costs.score.predict(sizes[0])
-            left_s -= min(first_s, self._clock.monotonic_s() - since_s)
+            costs_s = [self._costs.score.predict(size) for size in self._unscored]
+        now_s = self._clock.monotonic_s()
+        begun = zip(costs_s, self._lanes.begun_s(), strict=False)
+        left_s = sum(costs_s) - sum(min(cost_s, now_s - since_s) for cost_s, since_s in begun)
         # While one is under way the model is not free, however late it is.
-        return max(left_s, QUEUED_S if sizes else 0.0)
+        return max(left_s, QUEUED_S if costs_s else 0.0)
 
     def _hand_on(self, entries: list[Entry]) -> None:
         with self._settled:
@@ -314,18 +317,22 @@ class Consumer:
             self._put(self._to_score, Step(entries, prepared))
 
     def _score(self) -> None:
-        while (step := self._get(self._to_score)) is not None:
-            since_s = self._clock.monotonic_s()
-            with self._settled:
-                self._scoring_since_s = since_s
+        while (turn := self._lanes.begin()) is not None:
+            step = turn.value
             scored = self._steps.score(step.made)
             scored_s = self._clock.monotonic_s()
             if rows := self._steps.modelled(scored):
-                self._costs.score.observe(rows, scored_s - since_s)
+                self._costs.score.observe(rows, scored_s - turn.since_s)
+            if not self._lanes.done(turn):
+                return
             with self._settled:
                 self._unscored.popleft()
-                self._scoring_since_s = None
             self._put(self._to_finish, Step(step.entries, (scored, scored_s)))
+            self._lanes.leave()
+
+    def _large(self, step: Step[Any]) -> bool:
+        """Whether as many are in it as a batch can hold: more wait."""
+        return len(step.entries) >= self._policy.batch.max_size
 
     def _finish(self) -> None:
         while (step := self._get(self._to_finish)) is not None:

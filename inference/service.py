@@ -2,7 +2,7 @@
 The core of serving: decoded requests in, one answer each out, in three steps.
 
 `prepare` reads and assembles, `score` calls models, `finish` puts the answers together. Each may
-run in a thread of its own, one batch at a time, while the next batch is prepared and the last one
+run in a thread of its own (`score` in several), while the next batch is prepared and the last one
 is finished.
 
 Soft at every step: without the store a request is scored on default features, without a model it
@@ -103,7 +103,7 @@ class Scored:
 
 
 class Service:
-    """Answers batches of requests. Each of the three steps takes one batch at a time."""
+    """Answers batches of requests. `prepare` and `finish` take one at a time, `score` several."""
 
     def __init__(
         self, parts: Parts, clock: Clock, metrics: Metrics, policy: ServicePolicy | None = None

@@ -198,7 +198,7 @@ class TowerModel:
 
     def _tune(self) -> int:
         """Once so many have asked that the sample can be done without."""
-        if self._tuned_on < len(self._recent) == _RECENT:
+        if self._tuned_on < _RECENT <= len(self._recent):  # several threads append
             self._index = self._index.tuned(self._sample())
             self._tell()
         return 0

@@ -188,6 +188,28 @@ def test_answers_of_a_partition_keep_the_order_of_its_requests(world, eventually
         assert found == sorted(found)
 
 
+def test_batches_that_are_scored_side_by_side_are_answered_in_order(world, eventually):
+    turns, side_by_side = itertools.count(), threading.Event()
+
+    class Uneven(Whole):
+        def score(self, prepared):
+            if next(turns) == 0:  # the first one takes longer than the next
+                assert side_by_side.wait(10)
+                SystemClock().sleep(0.1)
+            else:
+                side_by_side.set()
+            return prepared
+
+    consumer = world.consumer(world.ends())
+    consumer._steps = Uneven(echo)
+    world.ask(100)
+    serve_until(world, consumer, everyone_once(world, 100), eventually)
+    assert side_by_side.is_set()
+    for p in range(PARTITIONS):
+        found = [int(a.request_id[1:]) for q, a in world.read("answers", Recommendation) if q == p]
+        assert found == sorted(found)
+
+
 def test_a_second_life_goes_on_where_the_first_had_committed(world, eventually):
     world.ask(50)
     ends = world.ends()
@@ -460,8 +482,8 @@ def test_a_consumer_that_stalls_takes_part_in_its_group_and_fetches_nothing(worl
         try:
             eventually(lambda: source.idle > 2 or running.done())
             assert not running.done()
-            # The batcher, three queues of two batches, and one in each of the three steps' threads.
-            assert sum(source._cursor.positions.values()) <= 16 + 8 * 9
+            # The batcher, three queues of two batches, and one in each of the steps' four threads.
+            assert sum(source._cursor.positions.values()) <= 16 + 8 * 10
             release.set()
             eventually(everyone_once(world, 400), timeout_s=15)
         finally:

@@ -8,8 +8,10 @@ length, and what grows is a new array. So a reader finds every text that it was 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.declare import Array
 
@@ -20,8 +22,8 @@ class Texts:
 
     >>> texts = Texts()
     >>> texts.extend(["film", "book"])
-    >>> list(texts), texts[1], len(texts)
-    (['film', 'book'], 'book', 2)
+    >>> list(texts), texts[1], texts.at(np.array([1, 1, 0])), len(texts)
+    (['film', 'book'], 'book', ['book', 'book', 'film'], 2)
     """
 
     def __init__(self) -> None:
@@ -37,6 +39,27 @@ class Texts:
             raise IndexError(f"there is no text {index} among {self._count}")
         ends = self._ends
         return self._bytes[ends[index] : ends[index + 1]].tobytes().decode()
+
+    def at(self, places: NDArray[np.int64]) -> list[str]:
+        """
+        The texts at these places, [n]; for many at once.
+
+        Raises:
+            IndexError: there is no text at one of them.
+        """
+        if len(places) and not 0 <= places.min() <= places.max() < self._count:
+            wrong = places[(places < 0) | (places >= self._count)][0]
+            raise IndexError(f"there is no text {wrong} among {self._count}")
+        ends = self._ends
+        starts, lengths = ends[places], ends[places + 1] - ends[places]
+        stops = np.cumsum(lengths)
+        gathered = np.arange(lengths.sum()) + np.repeat(starts - (stops - lengths), lengths)
+        content = self._bytes[gathered].tobytes()
+        cuts = list(pairwise([0, *stops.tolist()]))
+        text = content.decode()
+        if len(text) == len(content):  # ASCII: a byte is a character
+            return [text[start:stop] for start, stop in cuts]
+        return [content[start:stop].decode() for start, stop in cuts]
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(self._count))

@@ -101,7 +101,7 @@ class Scorer:
         keep = at >= 0
         keep &= np.cumsum(keep, axis=1) <= ks[:, None]
         kept, scores = at[keep], scores[keep]
-        hashes, ids = self._items.hashes[kept], [self._items.ids[i] for i in kept.tolist()]
+        hashes, ids = self._items.hashes[kept], self._items.ids.at(kept)
         picks, start = {}, 0
         for i, stop in zip(index.tolist(), np.cumsum(keep.sum(axis=1)).tolist(), strict=True):
             picks[i] = Pick(

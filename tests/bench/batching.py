@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -26,8 +27,13 @@ FIXED = (32, 0.010)  # rows, seconds: what many servers are shipped with
 DAY_S = 20.0
 P99_S = 0.1  # the throughputs are compared where both stay below
 LOADS = tuple(round(0.05 * step, 2) for step in range(2, 21))  # of what the largest batch allows
+HALVED = 4  # times, between two of them
 NOISE = 0.1
 BURST, CALM_S, BURST_S = 3.0, 0.4, 0.1  # times the mean rate; mean lengths
+
+
+Arrivals = Callable[[float, np.random.Generator], NDArray[np.float64]]  # requests/s -> times
+Told = Callable[[int, float], None]  # rows and seconds of a call
 
 
 class Waiting(Protocol):
@@ -115,17 +121,16 @@ def run(world: World) -> Iterator[Figure]:
     calls_s = {size: size / per_s for size, per_s in sorted(alone.items())}
     most = max(alone.values())
     for kind, arrivals in (("Poisson", poisson), ("bursty", bursty)):
-        found: dict[str, list[Outcome]] = {"ours": [], "fixed": []}
-        for load in LOADS:
-            times = arrivals(load * most, np.random.default_rng(7))
-            ours = Ours(tuple(calls_s))
-            found["ours"].append(day(ours, times, calls_s, ours.cost.observe))
-            found["fixed"].append(day(Fixed(*FIXED), times, calls_s, lambda *_: None))
+        both = {
+            name: partial(_outcome, waiting, arrivals, calls_s)
+            for name, waiting in BATCHERS.items()
+        }
+        found = {name: [at(load) for load in LOADS] for name, at in both.items()}
         for name, outcomes in found.items():
             world.curves[f"batcher-{kind.lower()}-{name}"] = {
                 round(one.per_s): 1000 * one.p99_s for one in outcomes
             }
-        best = {name: borne(outcomes) for name, outcomes in found.items()}
+        best = {name: borne(outcomes, both[name]) for name, outcomes in found.items()}
         low = {name: outcomes[2] for name, outcomes in found.items()}
         yield figure(
             f"batcher on {kind} arrivals, load at p99 of {1000 * P99_S:g} ms, simulated",
@@ -143,13 +148,50 @@ def run(world: World) -> Iterator[Figure]:
         )
 
 
-def borne(outcomes: Sequence[Outcome]) -> float:
-    """The highest load in a row, from the lowest on, whose p99 is low enough."""
-    best = 0.0
-    for one in outcomes:
+def _outcome(
+    batcher: Callable[[Sequence[int]], tuple[Waiting, Told]],
+    arrivals: Arrivals,
+    calls_s: dict[int, float],
+    load: float,
+) -> Outcome:
+    """Of a day at a load, a share of what the largest batch allows."""
+    most = max(size / call_s for size, call_s in calls_s.items())
+    waiting, told = batcher(tuple(calls_s))
+    return day(waiting, arrivals(load * most, np.random.default_rng(7)), calls_s, told)
+
+
+def _ours(sizes: Sequence[int]) -> tuple[Waiting, Told]:
+    waiting = Ours(sizes)
+    return waiting, waiting.cost.observe
+
+
+def _fixed(_: Sequence[int]) -> tuple[Waiting, Told]:
+    return Fixed(*FIXED), lambda *_: None
+
+
+BATCHERS = {"ours": _ours, "fixed": _fixed}
+
+
+def borne(outcomes: Sequence[Outcome], at: Callable[[float], Outcome]) -> float:
+    """
+    The highest load whose p99 is low enough, as that of all below is.
+
+    Args:
+        outcomes: of `LOADS`.
+        at: the outcome at any load; the edge lies between two of `LOADS`, and is halved towards.
+    """
+    best, low, high = 0.0, 0.0, LOADS[-1]
+    for load, one in zip(LOADS, outcomes, strict=True):
         if one.p99_s > P99_S:
+            high = load
             break
-        best = one.per_s
+        best, low = one.per_s, load
+    for _ in range(HALVED if low < high else 0):
+        one = at(middle := (low + high) / 2)
+        if one.p99_s > P99_S:
+            high = middle
+        else:
+            best, low = one.per_s, middle
     return best
 
 
@@ -177,7 +219,7 @@ def day(
     waiting: Waiting,
     times: NDArray[np.float64],
     calls_s: dict[int, float],
-    told: Callable[[int, float], None],
+    told: Told,
 ) -> Outcome:
     """One model that takes one batch at a time."""
     sizes = sorted(calls_s)

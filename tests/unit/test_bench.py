@@ -219,7 +219,15 @@ def test_a_days_batches_serve_everybody_once_and_in_time() -> None:
         assert 0.002 < one.p50_s < one.p99_s < 1
         assert 0 < one.busy < 1
     assert ours.cost.predict(64) == pytest.approx(0.0086, rel=0.3)
-    assert batching.borne([batching.Outcome(5, 0, 0.05, 1), batching.Outcome(9, 0, 0.2, 1)]) == 5
+
+
+@pytest.mark.parametrize("edge", [0.05, 0.12, 0.4321, 0.9, 2.0])
+def test_the_highest_load_that_is_borne_is_found_between_those_of_the_grid(edge: float) -> None:
+    def at(load: float) -> batching.Outcome:
+        return batching.Outcome(1000 * load, 0, 0.05 if load <= edge else 0.2, 1)
+
+    found = batching.borne([at(load) for load in batching.LOADS], at)
+    assert found == pytest.approx(1000 * min(edge, 1.0), abs=10)
 
 
 def test_batchers_are_drawn(tmp_path: Path) -> None:

@@ -7,13 +7,10 @@ The one 64-bit hash of ids: xxHash64, seed 0, of the UTF-8 bytes (https://xxhash
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-
-_FEW: Final = 8  # times that each text stands among others; then each is hashed once
 
 
 def hash_id(text: str) -> int:
@@ -33,16 +30,9 @@ def hash_bytes(text: bytes | memoryview) -> int:
 
 def hash_ids(texts: Sequence[str | None]) -> NDArray[np.uint64]:
     """Hash of each id, [n] uint64; 0 where there is none."""
-    different = set(texts)
-    if _FEW * len(different) <= len(texts):
-        known = dict(zip(different, _hashes(different), strict=True))
-        return np.fromiter(map(known.__getitem__, texts), np.uint64, len(texts))
-    return np.fromiter(_hashes(texts), np.uint64, len(texts))
-
-
-def _hashes(texts: Iterable[str | None]) -> Iterable[int]:
     digest = xxhash.xxh64_intdigest
-    return (0 if text is None else digest(text.encode()) or 1 for text in texts)
+    found: Iterable[int] = (0 if text is None else digest(text.encode()) or 1 for text in texts)
+    return np.fromiter(found, np.uint64, len(texts))
 
 
 def salted(hashes: NDArray[np.uint64], salt: str) -> NDArray[np.uint64]:

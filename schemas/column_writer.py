@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import add
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -169,11 +168,11 @@ def _nullable(node: list[Any]) -> _Write:
 
 
 def _texts(column: Sequence[str], n: int) -> Pieces:
-    return _counted(list(map(str.encode, column)))
+    return [_length(len(text)) + text for text in map(str.encode, column)]
 
 
 def _bytes(column: Sequence[bytes], n: int) -> Pieces:
-    return _counted(column)
+    return [_length(len(value)) + value for value in column]
 
 
 def _numbers(of: Callable[[NDArray[Any]], Numbers]) -> _Write:
@@ -208,13 +207,6 @@ def _matrix(numbers: Callable[[NDArray[Any]], Numbers], rows: NDArray[Any]) -> N
     if not length:
         return end
     return side_by_side([longs(np.broadcast_to(length, (n, 1))), numbers(rows), end])
-
-
-def _counted(values: Sequence[bytes]) -> Pieces:
-    """Each behind its length: by C alone where all are short, as ids are."""
-    sizes = list(map(len, values))
-    short = max(sizes, default=0) < len(_SHORT)
-    return list(map(add, map(_SHORT.__getitem__ if short else _length, sizes), values))
 
 
 def _length(size: int) -> bytes:

@@ -163,10 +163,11 @@ class KafkaAdmin:
         self._wait("known", lambda: len(self._client.described(names)) == len(names))
         # A broker tells of a leader before it lets that one lead.
         latest = lib.OffsetSpec.latest()
+        found = self._client.described(names)
         led = {
             ck.TopicPartition(name, p): latest
-            for name, found in self._client.described(names).items()
-            for p in range(len(found.partitions))
+            for name, topic in found.items()
+            for p in range(len(topic.partitions))
         }
         settled(lambda: self._client.offsets(led), self._clock, self._client.timeout_s)
 

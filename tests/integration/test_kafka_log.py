@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Protocol
 
+import confluent_kafka as ck
 import pytest
+from confluent_kafka.admin import OffsetSpec
 
 from ingest.kafka import (
     KafkaAdmin,
@@ -126,7 +128,16 @@ class TestKafkaGroupOffsets(_OnKafka, contracts.GroupsContract):
 
 
 class TestKafkaAdmin(_OnKafka, contracts.AdminContract):
-    pass
+    def test_a_topic_is_created_when_each_of_its_partitions_has_a_leader_that_answers(
+        self, world: KafkaWorld
+    ) -> None:
+        admin, latest = world.admin(), OffsetSpec.latest()
+        for _ in range(5):  # as a rule one is late each time
+            names = [world.name() for _ in range(10)]
+            admin.create_topics([TopicSpec(name=name, partitions=8) for name in names])
+            asked = {ck.TopicPartition(name, p): latest for name in names for p in range(8)}
+            assert set(admin._client.offsets(asked).values()) == {0}
+            admin.delete_topics(names)
 
 
 class TestALeaderThatComesLate(_OnKafka):

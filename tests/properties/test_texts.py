@@ -1,4 +1,4 @@
-"""Texts in arrays are the texts that were given, and so are their hashes."""
+"""Texts in arrays are the texts that were given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.hashing import hash_id, hash_ids
 from features.texts import Texts
 
 texts = st.lists(st.text(max_size=5), min_size=1, max_size=40)
@@ -28,9 +27,3 @@ def test_a_place_without_a_text_is_named(wrong: int) -> None:
     held.extend(["a", "b"])
     with pytest.raises(IndexError, match=f"there is no text {wrong} among 2"):
         held.at(np.array([0, wrong]))
-
-
-@given(st.lists(st.none() | st.sampled_from(["", "a", "ä", "home"]), max_size=60))
-def test_texts_that_repeat_are_hashed_as_alone(repeated: list[str | None]) -> None:
-    alone = [0 if text is None else hash_id(text) for text in repeated]
-    assert hash_ids(repeated).tolist() == alone

@@ -2,10 +2,10 @@
 When to score: requests gather while that gains something and no deadline is near.
 
 A call takes `a + b * rows` (`inference.cost_model`), so large batches serve more and small ones
-sooner. While the model is busy, requests gather: the batch is closed just in time to be prepared
-when the model is free. While it is idle, they gather until as many wait as come while a batch is
-worked on, and some more (a control limit: Deb and Serfozo, "Optimal control of batch service
-queues", 1973): batches that follow each other without a pause leave no room for an unlucky one.
+sooner. While the model is busy, requests gather. While it is idle, they gather until as many wait
+as come while a batch is worked on, and some more (a control limit: Deb and Serfozo, "Optimal
+control of batch service queues", 1973): batches that follow each other without a pause leave no
+room for an unlucky one.
 
 The decision is pure; nothing here waits or starts a thread.
 """
@@ -47,7 +47,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do for so long, unless something comes."""
+    """Nothing to do for so long, unless something comes or the model is free sooner."""
 
     seconds: float
 
@@ -66,7 +66,7 @@ class BatchPolicy:
     """Size and patience."""
 
     max_size: int = 256
-    objective_s: float = 0.025  # in which a request without a deadline is to be scored
+    objective_s: float = 0.025  # in which a request without a deadline is to be answered
     max_pending: int = 4096  # the batcher takes no more than this; its owner stops fetching
 
     def __post_init__(self) -> None:
@@ -85,36 +85,37 @@ class Queue:
     """What waits, and when it could be scored."""
 
     count: int  # at least 1
-    deadline_in_s: float  # of whoever must be scored first
-    per_s: float  # arrivals
+    deadline_in_s: float  # of whoever must be answered first
+    per_s: float  # arrivals; falls by the factor e every `RATE_S` in which none comes
     free_in_s: float  # until the model is free; 0: it is
 
 
-def decide(queue: Queue, max_size: int, score: Cost, prepare: Cost) -> Decision:
+def decide(queue: Queue, max_size: int, cost: Cost) -> Decision:
     """
     Whether to dispatch, and why.
 
     >>> from types import SimpleNamespace
-    >>> score = SimpleNamespace(predict=lambda rows: 0.004)
-    >>> prepare = SimpleNamespace(predict=lambda rows: 0.001)
+    >>> cost = SimpleNamespace(predict=lambda rows: 0.005)
     >>> few = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.0)
-    >>> decide(few, 64, score, prepare)
+    >>> decide(few, 64, cost)
     Dispatch(size=3, cause=<Cause.ENOUGH: 'enough'>)
     >>> busy = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.003)
-    >>> decide(busy, 64, score, prepare)
-    Wait(seconds=0.002)
+    >>> decide(busy, 64, cost)
+    Wait(seconds=0.003)
     """
     if queue.count >= max_size:
         return Dispatch(max_size, Cause.FULL)
-    lead_s, call_s = prepare.predict(queue.count), score.predict(queue.count)
-    if queue.free_in_s > lead_s:  # closed now, it would only stop growing
-        return Wait(queue.free_in_s - lead_s)
-    slack_s = queue.deadline_in_s - lead_s - call_s
+    if queue.free_in_s > 0:  # closed now, it would only stop growing
+        return Wait(queue.free_in_s)
+    batch_s = cost.predict(queue.count)
+    slack_s = queue.deadline_in_s - batch_s
     if slack_s <= 0:
         return Dispatch(queue.count, Cause.DEADLINE)
-    if queue.count >= CALM * queue.per_s * (lead_s + call_s):
+    enough = CALM * queue.per_s * batch_s
+    if queue.count >= enough:
         return Dispatch(queue.count, Cause.ENOUGH)
-    return Wait(min(slack_s, 1 / queue.per_s))
+    # If nothing else comes, the rate falls until those that wait are enough.
+    return Wait(min(slack_s, RATE_S * math.log(enough / queue.count)))
 
 
 class Batcher(Generic[T]):
@@ -124,17 +125,18 @@ class Batcher(Generic[T]):
     >>> from ingest.clock import ManualClock
     >>> from types import SimpleNamespace
     >>> cost = SimpleNamespace(predict=lambda rows: 0.001)
-    >>> batcher = Batcher(BatchPolicy(max_size=2), ManualClock(), cost, cost)
+    >>> batcher = Batcher(BatchPolicy(max_size=2), ManualClock(), cost)
     >>> batcher.add(["a"]); batcher.take(free_in_s=0.5)
     []
     >>> batcher.add(["b", "c"]); batcher.take(free_in_s=0.5), batcher.cause
     (['a', 'b'], <Cause.FULL: 'full'>)
     """
 
-    def __init__(self, policy: BatchPolicy, clock: Clock, score: Cost, prepare: Cost) -> None:
+    def __init__(self, policy: BatchPolicy, clock: Clock, cost: Cost) -> None:
+        """`cost`: from dispatch to the answers of so many."""
         self._policy = policy
         self._clock = clock
-        self._score, self._prepare = score, prepare
+        self._cost = cost
         self._waiting: deque[T] = deque()
         self._first = 0  # number of the first that waits, counted from the beginning
         # (deadline, number), both ascending: the first is the tightest of all that wait.
@@ -158,7 +160,7 @@ class Batcher(Generic[T]):
         Let these wait.
 
         Args:
-            deadline_s: on the monotonic clock, by when a value must be scored; None: by the
+            deadline_s: on the monotonic clock, by when a value must be answered; None: by the
                 service's objective.
 
         Raises:
@@ -211,7 +213,7 @@ class Batcher(Generic[T]):
             per_s=self._per_s(now_s),
             free_in_s=free_in_s,
         )
-        return decide(queue, self._policy.max_size, self._score, self._prepare)
+        return decide(queue, self._policy.max_size, self._cost)
 
     def _per_s(self, now_s: float) -> float:
         return self._rate * math.exp((self._rated_s - now_s) / RATE_S)

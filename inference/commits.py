@@ -43,7 +43,7 @@ class Written:
 
     records: Sequence[Outgoing]
     dead: Sequence[Bad]
-    scored_s: float  # when, on the monotonic clock
+    made_s: float  # when, on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

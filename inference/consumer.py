@@ -1,9 +1,9 @@
 """
 Requests in, answers out, exactly once: the threads around the service.
 
-The fetching thread polls, decodes and batches. Others take the steps of the service, each with a
-batch of its own (two of them score, `inference.lanes`), and one commits. A transaction holds the
-answers to a contiguous run of offsets of each partition, and those offsets, in order:
+The fetching thread polls and decodes. What it read waits until one of the threads that answer takes
+a batch of it (`inference.lanes`), and one commits. A transaction holds the answers to a contiguous
+run of offsets of each partition, and those offsets, in order:
 
 1. dead letters of the run are flushed (a crash can repeat them: readers drop repeats)
 2. the transaction begins, answers are sent
@@ -11,9 +11,9 @@ answers to a contiguous run of offsets of each partition, and those offsets, in 
 
 What was not committed is discarded and read again from the group's offsets.
 
-Nothing grows without bound: a full batcher stops the fetching, and the client fetches no more than
-its own queue holds. One that stays full pauses its partitions and still polls, since a member that
-does not is taken for dead.
+Nothing grows without bound: when as many wait as may, nothing is fetched, and the client fetches no
+more than its own queue holds. A consumer that stays full pauses its partitions and still polls,
+since a member that does not is taken for dead.
 
 Producers take turns: a broker is not done with a transaction when its end is acknowledged, and
 makes the same producer's next one wait.
@@ -23,18 +23,18 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from inference.answers import Answers
-from inference.batcher import Batcher, BatchPolicy
+from inference.batcher import BatchPolicy
 from inference.commits import Commits, Ends, GroupWord, Step, Written
 from inference.cost_model import CostModel
+from inference.deadlines import TogetherCost
 from inference.lanes import Lanes
 from inference.requests import Asked, Bad, Entry
 from inference.trail import Trail
@@ -50,14 +50,14 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 IDLE_S = 0.1  # how long a thread waits before it looks whether to stop
-FULL_S = 0.002  # how long the fetching thread waits for the scoring thread: a fraction of a batch
+FULL_S = 0.002  # how long the fetching thread waits for room: a fraction of a batch
 # A pause throws away what the client has fetched already: not for a moment's fullness.
 PAUSE_AFTER_S = 1.0
-QUEUED_S = 0.001  # the least wait for a thread that is due: do not spin
-# While the model is busy, requests gather in the client, since many are polled and read in less
+# While a batch is worked on, requests gather in the client, since many are polled and read in less
 # time than a few at a time; but not for so long that the last of them are read too late.
 GATHER_S = 0.005
 READ_S = 0.004  # for a large batch
+LEAST_S = 0.001  # of a wait: do not spin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +65,7 @@ class ConsumerPolicy:
     """Sizes and patience of the pipeline."""
 
     batch: BatchPolicy
-    ahead: int = 2  # batches that may wait for each of the threads
-    lanes: int = 2  # large batches that are scored side by side
+    lanes: int = 2  # threads that answer batches
     commit_batches: int = 8  # batches in one transaction, at most
     commit_tries: int = 5
     drain_s: float = 5.0  # how long a rebalance waits for what is under way
@@ -76,7 +75,8 @@ class Steps(Protocol):
     """
     What is done with a batch: `inference.set_router.SetRouter`, or one `Service` by itself.
 
-    What one step hands to the next is their own business.
+    What one step hands to the next is their own business. `prepare` and `score` are called by
+    several threads at once, `finish` by one at a time.
     """
 
     def prepare(self, asked: Sequence[Asked]) -> Any: ...
@@ -95,13 +95,19 @@ class Costs:
 
     prepare: CostModel
     score: CostModel
-    deliver: CostModel  # from being scored to being committed
+    finish: CostModel
+    deliver: CostModel  # from being made to being committed
 
     @classmethod
     def unknown(cls, sizes: Sequence[int]) -> Costs:
         """Nothing is known yet of calls that are padded to these sizes; nothing else is padded."""
         whole = range(1, sizes[-1] + 1)
-        return cls(prepare=CostModel(whole), score=CostModel(sizes), deliver=CostModel(whole))
+        return cls(
+            prepare=CostModel(whole),
+            score=CostModel(sizes),
+            finish=CostModel(whole),
+            deliver=CostModel(whole),
+        )
 
 
 class Consumer:
@@ -127,24 +133,17 @@ class Consumer:
         self._clock = clock
         self._metrics = metrics
         self._costs = costs
-        self._batcher: Batcher[Entry] = Batcher(
-            policy.batch, clock, self._costs.score, self._costs.prepare
-        )
-        self._to_prepare: queue.Queue[list[Entry]] = queue.Queue(policy.ahead)
-        self._to_score: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
-        self._to_finish: queue.Queue[Step[Any]] = queue.Queue(policy.ahead)
-        self._to_commit: queue.Queue[Step[Written]] = queue.Queue(policy.commit_batches)
         self._over = threading.Event()  # no more work: the threads leave
-        self._lanes = Lanes[Step[Any]](
-            partial(self._get, self._to_score), self._large, clock, self._over
-        )
+        answering = TogetherCost(costs.prepare, costs.score, costs.finish)
+        self._lanes = Lanes[Entry](policy.batch, answering, clock, self._over)
+        self._finishing = threading.Lock()
+        self._to_commit: queue.Queue[Step[Written]] = queue.Queue(policy.commit_batches)
         self._error: BaseException | None = None
         self._settled = threading.Condition()
-        self._under_way = 0  # entries handed to the threads and not yet committed
-        self._unscored: deque[int] = deque()  # sizes of batches handed on and not yet scored
+        self._under_way = 0  # entries read and not yet committed
         self._rebalances = 0
         self._told_at = 0  # the rebalance after which the group's metadata was passed on
-        self._full_since_s: float | None = None  # the batcher
+        self._full_since_s: float | None = None
         self._group = GroupWord()
         self._trail = ends.trail or Trail(clock, metrics)
         self._commits = Commits(ends, self._group, policy.commit_tries, self._over, metrics)
@@ -161,9 +160,7 @@ class Consumer:
         threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
             for name, work in (
-                ("prepare", self._prepare),
-                *(("score", self._score),) * self._policy.lanes,
-                ("finish", self._finish),
+                *(("answer", self._answer),) * self._policy.lanes,
                 ("commit", self._commit),
             )
         ]
@@ -187,22 +184,22 @@ class Consumer:
     # --- the fetching thread ---------------------------------------------------------------------
 
     def _fetch(self) -> None:
-        """Poll once, and hand on what is due."""
-        room = self._batcher.room
-        # A full batcher stops the fetching, unless a commit waits to hear of the group.
+        """Poll once, and let what came wait."""
+        room = self._lanes.room
+        # Without room nothing is fetched, unless a commit waits to hear of the group.
         if room or self._group.wanted or self._long_full():
             batch = self._poll(min(room, self._policy.batch.max_size))
             if batch is not None and len(batch):
                 entries = self._insistently(lambda: self._ends.reader.read(batch))
-                self._batcher.add(entries, self._due_s)
+                with self._settled:
+                    self._under_way += len(entries)
+                self._lanes.add(entries, self._due_s)
         else:
             self._clock.sleep(FULL_S)
         self._trail.look(self._ends.source)
-        while not self._to_prepare.full() and (entries := self._batcher.take(self._free_in_s())):
-            self._hand_on(entries)
 
     def _long_full(self) -> bool:
-        """Whether the batcher, which is full, has been so for long."""
+        """Whether there has been no room for long."""
         now_s = self._clock.monotonic_s()
         if self._full_since_s is None:
             self._full_since_s = now_s
@@ -218,13 +215,11 @@ class Consumer:
         if max_records:
             self._full_since_s = None
             self._gather()
-        due_in_s = self._batcher.due_in_s(self._free_in_s())
-        wait_s = IDLE_S if due_in_s is None else min(max(due_in_s, QUEUED_S), IDLE_S)
         before = self._rebalances
         wanted = self._told_at != before or self._group.wanted
         metadata = self._ends.source.group_metadata() if wanted else None  # takes 0.2 ms
         try:
-            batch = self._ends.source.poll(max_records, wait_s)
+            batch = self._ends.source.poll(max_records, IDLE_S)
         except Retryable as error:
             log.warning("serve.unreachable", error=str(error))
             self._clock.sleep(IDLE_S)
@@ -235,32 +230,14 @@ class Consumer:
         return batch
 
     def _gather(self) -> None:
-        """Wait while nothing that comes could be handed on yet."""
-        prepare_s = self._costs.prepare.predict(max(1, len(self._batcher)))
-        spare_s = min(self._free_in_s() - prepare_s - READ_S, GATHER_S)
-        if spare_s > QUEUED_S:
+        """Wait while nothing that comes could be taken yet."""
+        spare_s = min(self._lanes.free_in_s() - READ_S, GATHER_S)
+        if spare_s > LEAST_S:
             self._clock.sleep(spare_s)
-
-    def _free_in_s(self) -> float:
-        """Until the model has scored what was handed on, as far as is known."""
-        with self._settled:
-            costs_s = [self._costs.score.predict(size) for size in self._unscored]
-        now_s = self._clock.monotonic_s()
-        begun = zip(costs_s, self._lanes.begun_s(), strict=False)
-        left_s = sum(costs_s) - sum(min(cost_s, now_s - since_s) for cost_s, since_s in begun)
-        # While one is under way the model is not free, however late it is.
-        return max(left_s, QUEUED_S if costs_s else 0.0)
-
-    def _hand_on(self, entries: list[Entry]) -> None:
-        with self._settled:
-            self._under_way += len(entries)
-            self._unscored.append(len(entries))
-        self._trail.dispatched(entries, self._batcher.cause)
-        self._put(self._to_prepare, entries)
 
     def _due_s(self, entry: Entry) -> float | None:
         """
-        When a request must be scored, on the monotonic clock; None: by the objective.
+        When a request must be answered, on the monotonic clock; None: by the objective.
 
         Early enough to be committed by its deadline: nobody sees an answer sooner.
         """
@@ -278,7 +255,9 @@ class Consumer:
             except Retryable as error:
                 log.warning("serve.unreachable", error=str(error))
                 self._clock.sleep(IDLE_S)
-        raise PositionMoved("stopped while the registry or the broker was unreachable")
+        raise self._error or PositionMoved(
+            "stopped while the registry or the broker was unreachable"
+        )
 
     def _on_assigned(self, partitions: Sequence[TopicPartition]) -> None:
         self._rebalances += 1
@@ -297,58 +276,55 @@ class Consumer:
             self._fail(PositionMoved("a rebalance came before all answers were committed"))
 
     def _drain(self) -> bool:
-        """Hand on all that waits, and wait until it is committed. False: it was not in time."""
-        while entries := self._batcher.take(force=True):
-            self._hand_on(entries)
-        with self._settled:
-            self._settled.wait_for(
-                lambda: not self._under_way or self._error is not None, self._policy.drain_s
-            )
-            return not self._under_way
+        """Let all that waits be answered, and wait until it is committed. False: not in time."""
+        self._lanes.force(True)
+        try:
+            with self._settled:
+                self._settled.wait_for(
+                    lambda: not self._under_way or self._error is not None, self._policy.drain_s
+                )
+                return not self._under_way
+        finally:
+            self._lanes.force(False)
 
-    # --- the threads of the steps ----------------------------------------------------------------
+    # --- the answering threads -------------------------------------------------------------------
 
-    def _prepare(self) -> None:
-        while (entries := self._get(self._to_prepare)) is not None:
-            asked = [one for one in entries if isinstance(one, Asked)]
-            since_s = self._clock.monotonic_s()
-            prepared = self._steps.prepare(asked)
-            self._costs.prepare.observe(len(entries), self._clock.monotonic_s() - since_s)
-            self._put(self._to_score, Step(entries, prepared))
-
-    def _score(self) -> None:
+    def _answer(self) -> None:
         while (turn := self._lanes.begin()) is not None:
-            step = turn.value
-            scored = self._steps.score(step.made)
-            scored_s = self._clock.monotonic_s()
-            if rows := self._steps.modelled(scored):
-                self._costs.score.observe(rows, scored_s - turn.since_s)
+            self._trail.dispatched(turn.values, turn.cause)
+            asked = [one for one in turn.values if isinstance(one, Asked)]
+            written = self._written(asked, turn.since_s)
             if not self._lanes.done(turn):
                 return
-            with self._settled:
-                self._unscored.popleft()
-            self._put(self._to_finish, Step(step.entries, (scored, scored_s)))
+            if self._ends.memory is not None:
+                records = self._ends.memory.recalled(asked, written.records)
+                written = replace(written, records=records)
+            self._hand_on(Step(turn.values, written))
             self._lanes.leave()
 
-    def _large(self, step: Step[Any]) -> bool:
-        """Whether as many are in it as a batch can hold: more wait."""
-        return len(step.entries) >= self._policy.batch.max_size
-
-    def _finish(self) -> None:
-        while (step := self._get(self._to_finish)) is not None:
-            scored, scored_s = step.made
-            answers = self._steps.finish(scored)
-            asked = [one for one in step.entries if isinstance(one, Asked)]
+    def _written(self, asked: Sequence[Asked], since_s: float) -> Written:
+        """The answers to a batch that was begun `since_s`; learns what its steps take."""
+        steps, costs, clock = self._steps, self._costs, self._clock
+        prepared = steps.prepare(asked)
+        prepared_s = clock.monotonic_s()
+        scored = steps.score(prepared)
+        scored_s = clock.monotonic_s()
+        with self._finishing:
+            answers = steps.finish(scored)
             headers = self._trail.answered(asked, answers)
             records = self._insistently(partial(self._ends.writer.records, answers, headers))
-            if self._ends.memory is not None:
-                records = self._ends.memory.recalled(asked, records)
-            self._put(self._to_commit, Step(step.entries, Written(records, answers.dead, scored_s)))
+        made_s = clock.monotonic_s()
+        if asked:
+            costs.prepare.observe(len(asked), prepared_s - since_s)
+            costs.finish.observe(len(asked), made_s - scored_s)
+        if rows := steps.modelled(scored):
+            costs.score.observe(rows, scored_s - prepared_s)
+        return Written(records, answers.dead, made_s)
 
     # --- the committing thread -------------------------------------------------------------------
 
     def _commit(self) -> None:
-        while (first := self._get(self._to_commit)) is not None:
+        while (first := self._next_made()) is not None:
             run = [first]
             while len(run) < self._policy.commit_batches and not self._to_commit.empty():
                 run.append(self._to_commit.get())
@@ -357,7 +333,7 @@ class Consumer:
             self._trail.committed(run, since_s)
             now_s = self._clock.monotonic_s()
             for part in run:
-                self._costs.deliver.observe(len(part.entries), now_s - part.made.scored_s)
+                self._costs.deliver.observe(len(part.entries), now_s - part.made.made_s)
             with self._settled:
                 self._under_way -= sum(len(part.entries) for part in run)
                 self._settled.notify_all()
@@ -377,19 +353,19 @@ class Consumer:
             self._over.set()
             self._settled.notify_all()
 
-    def _put(self, to: queue.Queue[T], value: T) -> None:
+    def _hand_on(self, step: Step[Written]) -> None:
         while not self._over.is_set():
             try:
-                to.put(value, timeout=IDLE_S)
+                self._to_commit.put(step, timeout=IDLE_S)
             except queue.Full:
                 continue
             return
 
-    def _get(self, of: queue.Queue[T]) -> T | None:
-        """The next value; None when there is no more work."""
+    def _next_made(self) -> Step[Written] | None:
+        """None when there is no more work."""
         while not self._over.is_set():
             try:
-                return of.get(timeout=IDLE_S)
+                return self._to_commit.get(timeout=IDLE_S)
             except queue.Empty:
                 continue
         return None

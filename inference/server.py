@@ -138,7 +138,7 @@ class Server:
         )
         stack.callback(self._tracer.close)
         self._live = Live(self._clock)
-        self._costs = Costs.unknown(options.batch_sizes())
+        self._costs = costs = Costs.unknown(options.batch_sizes())
         self._titles = Titles() if options.exposure.http_port is not None else None
         self._around = Surroundings(
             settings=settings,
@@ -148,8 +148,8 @@ class Server:
             live=self._live,
             clock=self._clock,
             metrics=self._metrics,
-            score_cost=self._costs.score,
-            answer_cost=TogetherCost(self._costs.score, self._costs.deliver),
+            score_cost=costs.score,
+            answer_cost=TogetherCost(costs.score, costs.finish, costs.deliver),
             titles=self._titles,
             rules=options.rules,
         )

@@ -53,7 +53,7 @@ class Ours:
         self._clock = ManualClock()
         self.cost = CostModel(sizes)
         policy = BatchPolicy(max_size=sizes[-1], objective_s=P99_S / 2, max_pending=1_000_000)
-        self._batcher: Batcher[None] = Batcher(policy, self._clock, self.cost, _Nothing())
+        self._batcher: Batcher[None] = Batcher(policy, self._clock, self.cost)
 
     def add(self, now_s: float, count: int) -> None:
         self._at(now_s)
@@ -69,13 +69,6 @@ class Ours:
 
     def _at(self, now_s: float) -> None:
         self._clock.advance(max(0.0, now_s - self._clock.monotonic_s()))
-
-
-class _Nothing:
-    """What preparing a batch takes here."""
-
-    def predict(self, rows: int) -> float:
-        return 0.0
 
 
 class Fixed:

@@ -29,7 +29,7 @@ class Line:
 def test_all_leave_in_order_once_and_in_time(steps, max_size, fixed_s, per_row_s):
     clock, line = ManualClock(), Line(fixed_s, per_row_s)
     policy = BatchPolicy(max_size=max_size, objective_s=0.01, max_pending=400)
-    waiting: Batcher[int] = Batcher(policy, clock, line, Line(0, 0))
+    waiting: Batcher[int] = Batcher(policy, clock, line)
     due: dict[int, float] = {}
     added, left = 0, []
     for count, pause_s, patience_s, free_in_s in steps:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
 
-from inference.batcher import Batcher, BatchPolicy, Cause, Dispatch, Queue, Wait, decide
+from inference.batcher import (
+    CALM,
+    RATE_S,
+    Batcher,
+    BatchPolicy,
+    Cause,
+    Dispatch,
+    Queue,
+    Wait,
+    decide,
+)
 from ingest.clock import ManualClock
 
 
@@ -21,7 +32,7 @@ class Line:
         return self.fixed_s + self.per_row_s * rows
 
 
-SCORE, PREPARE = Line(0.004, 0.0001), Line(0.001)
+COST = Line(0.005, 0.0001)
 
 
 @pytest.fixture
@@ -31,7 +42,7 @@ def clock() -> ManualClock:
 
 def batcher(clock: ManualClock, **policy: float) -> Batcher[int]:
     wanted = BatchPolicy(**{"max_size": 4, "objective_s": 0.025, **policy})
-    return Batcher(wanted, clock, SCORE, PREPARE)
+    return Batcher(wanted, clock, COST)
 
 
 QUEUE = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.0)
@@ -44,20 +55,22 @@ QUEUE = Queue(count=3, deadline_in_s=0.02, per_s=100.0, free_in_s=0.0)
         (replace(QUEUE, count=64, free_in_s=9.0), Dispatch(64, Cause.FULL)),
         # 1.3 would come until the best time for the next: the three are enough.
         (QUEUE, Dispatch(3, Cause.ENOUGH)),
-        # 12.8 would come: they gather, one arrival long.
-        (replace(QUEUE, per_s=1000.0), Wait(0.001)),
+        # 12.8 would come: they gather as long as the deadline allows.
+        (replace(QUEUE, per_s=1000.0), Wait(pytest.approx(0.0147))),
         (replace(QUEUE, count=16, per_s=1000.0), Dispatch(16, Cause.ENOUGH)),
-        # Not longer than the deadline allows.
-        (replace(QUEUE, per_s=1000.0, deadline_in_s=0.0058), Wait(pytest.approx(0.0005))),
+        # Until the rate has fallen so far, if nothing comes, that they are enough.
+        (
+            replace(QUEUE, per_s=1000.0, deadline_in_s=9.0),
+            Wait(pytest.approx(RATE_S * math.log(CALM * 1000 * 0.0053 / 3))),
+        ),
         (replace(QUEUE, per_s=1000.0, deadline_in_s=0.005), Dispatch(3, Cause.DEADLINE)),
-        # The model is busy: closed just in time to be prepared, whatever the deadline.
-        (replace(QUEUE, free_in_s=0.003), Wait(pytest.approx(0.002))),
-        (replace(QUEUE, free_in_s=0.003, deadline_in_s=-1), Wait(pytest.approx(0.002))),
-        (replace(QUEUE, free_in_s=0.001), Dispatch(3, Cause.ENOUGH)),
+        # The model is busy, whatever the deadline.
+        (replace(QUEUE, free_in_s=0.003), Wait(0.003)),
+        (replace(QUEUE, free_in_s=math.inf, deadline_in_s=-1), Wait(math.inf)),
     ],
 )
 def test_it_is_decided_by_what_waiting_gains(queue, expected):
-    assert decide(queue, 64, SCORE, PREPARE) == expected
+    assert decide(queue, 64, COST) == expected
 
 
 def test_a_full_batch_leaves_at_once(clock):
@@ -97,8 +110,9 @@ def test_a_deadline_leaves_with_its_request(clock):
     now_s = clock.monotonic_s()
     waiting.add([1, 2, 3], lambda value: now_s + {1: 9.0, 2: 0.001, 3: 8.0}[value])
     assert waiting.take() == [1, 2]
-    assert waiting.due_in_s(free_in_s=0.5) == pytest.approx(0.499)
-    assert waiting.take(free_in_s=0.001) == [3]
+    assert waiting.due_in_s(free_in_s=0.5) == 0.5
+    clock.advance(0.1)  # until the rate has fallen
+    assert waiting.take() == [3]
     assert waiting.cause is Cause.ENOUGH
 
 

@@ -2,94 +2,184 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from inference.batcher import BatchPolicy, Cause
 from inference.lanes import Lanes
 from ingest.clock import SystemClock
 
-LARGE = 8
+FULL, LARGE = 8, 3  # 3 are more than a third of 8
+CALL_S = 0.2
 Eventually = Callable[..., None]
 
 
-class Lane:
+class Always:
+    """Takes as long, whatever it is."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def predict(self, rows: int) -> float:
+        return self._seconds
+
+
+class Street:
     """Two threads that take batches, each done when the test lets it."""
 
-    def __init__(self, *sizes: int) -> None:
-        self.waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for size in (*sizes, None, None):
-            self.waiting.put(size)
+    def __init__(self, call_s: float = 10.0, objective_s: float = 0.0) -> None:
         self.over = threading.Event()
-        self.lanes = Lanes(self.waiting.get, lambda size: size >= LARGE, SystemClock(), self.over)
-        self.may_end = [threading.Event() for _ in sizes]
-        self.begun: list[int] = []
+        policy = BatchPolicy(max_size=FULL, objective_s=objective_s)
+        self.lanes = Lanes[int](policy, Always(call_s), SystemClock(), self.over)
+        self.may_end = [threading.Event() for _ in range(9)]
+        self.begun: list[tuple[int, int, Cause | None]] = []
         self.left: list[int] = []
+        self._values = 0
         self._threads = ThreadPoolExecutor(2)
-        self.running: list[Future[None]] = [self._threads.submit(self._run) for _ in range(2)]
+        self.running = [self._threads.submit(self._run) for _ in range(2)]
 
-    def _run(self) -> None:
-        while (turn := self.lanes.begin()) is not None:
-            self.begun.append(turn.number)
-            self.may_end[turn.number].wait(10)
-            if not self.lanes.done(turn):
-                return
-            self.left.append(turn.number)
-            self.lanes.leave()
+    def come(self, count: int) -> None:
+        """So many more."""
+        values = range(self._values, self._values + count)
+        self._values += count
+        self.lanes.add(values, lambda _: None)
 
-    def end(self) -> None:
+    def sizes(self) -> list[int]:
+        """Of the batches that were begun."""
+        return [size for _, size, _ in sorted(self.begun)]
+
+    def end(self, *numbers: int) -> None:
+        """Let these be done."""
+        for number in numbers:
+            self.may_end[number].set()
+
+    def close(self) -> None:
+        self.over.set()
+        self.end(*range(len(self.may_end)))
         for one in self.running:
             one.result(10)
         self._threads.shutdown()
 
-
-def test_large_batches_are_side_by_side_and_leave_in_order(eventually: Eventually) -> None:
-    lane = Lane(8, 9, 8)
-    eventually(lambda: sorted(lane.begun) == [0, 1])
-    lane.may_end[1].set()
-    assert (lane.left, len(lane.lanes.begun_s())) == ([], 2)
-    lane.may_end[0].set()
-    lane.may_end[2].set()
-    lane.end()
-    assert lane.left == [0, 1, 2]
-    assert lane.lanes.begun_s() == []
+    def _run(self) -> None:
+        while (turn := self.lanes.begin()) is not None:
+            self.begun.append((turn.number, len(turn.values), turn.cause))
+            self.may_end[turn.number].wait(10)
+            if not self.lanes.done(turn):
+                return
+            self.left += turn.values
+            self.lanes.leave()
 
 
-@pytest.mark.parametrize("beside", [7, 8])
-def test_a_small_batch_begins_when_those_before_it_have_left(
-    eventually: Eventually, beside: int
+@pytest.fixture
+def street() -> Iterator[Street]:
+    found = Street()
+    yield found
+    found.close()
+
+
+def test_full_batches_are_side_by_side_and_leave_in_order(
+    street: Street, eventually: Eventually
 ) -> None:
-    lane = Lane(beside, 3)
-    eventually(lambda: lane.begun == [0])
-    SystemClock().sleep(0.1)  # enough for the other thread to begin, if it did
-    assert lane.begun == [0]
-    assert len(lane.lanes.begun_s()) == 1
-    lane.may_end[0].set()
-    eventually(lambda: lane.begun == [0, 1])
-    assert lane.left == [0]
-    lane.may_end[1].set()
-    lane.end()
+    street.come(3 * FULL)
+    eventually(lambda: street.sizes() == [FULL, FULL])
+    street.end(1)
+    SystemClock().sleep(0.05)  # enough for the second to leave, if it did
+    assert street.left == []
+    street.end(0, 2)
+    eventually(lambda: street.left == list(range(3 * FULL)))
+    assert {cause for _, _, cause in street.begun} == {Cause.FULL}
 
 
-def test_a_large_batch_may_begin_beside_a_small_one(eventually: Eventually) -> None:
-    lane = Lane(3, 8)
-    eventually(lambda: sorted(lane.begun) == [0, 1])
-    for may_end in lane.may_end:
-        may_end.set()
-    lane.end()
-    assert lane.left == [0, 1]
+@pytest.mark.parametrize("first", [1, FULL])
+def test_a_small_batch_gathers_until_those_before_it_have_left(
+    street: Street, eventually: Eventually, first: int
+) -> None:
+    street.come(first)
+    eventually(lambda: street.sizes() == [first])
+    street.come(1)
+    SystemClock().sleep(0.15)  # longer than an idle lane sleeps
+    assert street.sizes() == [first]
+    street.come(1)
+    street.end(0, 1)
+    eventually(lambda: street.left == list(range(first + 2)))
+    assert street.sizes() == [first, 2]
 
 
-@pytest.mark.parametrize("sizes", [(8, 8), (8, 3)])
-def test_nobody_waits_when_it_is_over(eventually: Eventually, sizes: tuple[int, int]) -> None:
-    lane = Lane(*sizes)
-    eventually(lambda: 0 in lane.begun)
-    lane.may_end[1].set()  # the second waits for the first, to leave or to begin
-    lane.over.set()
-    eventually(lambda: any(one.done() for one in lane.running))
-    assert lane.left == []
-    lane.may_end[0].set()
-    lane.end()
+def test_a_large_batch_begins_when_the_one_before_is_half_done(eventually: Eventually) -> None:
+    street, clock = Street(CALL_S), SystemClock()
+    try:
+        since_s = clock.monotonic_s()
+        street.come(1)
+        eventually(lambda: street.sizes() == [1])
+        street.come(LARGE)
+        eventually(lambda: street.sizes() == [1, LARGE])
+        assert clock.monotonic_s() - since_s >= CALL_S / 2
+        street.end(0, 1)
+        eventually(lambda: street.left == [0, 1, 2, 3])
+    finally:
+        street.close()
+
+
+def test_one_that_becomes_full_while_it_waits_begins_at_once(
+    street: Street, eventually: Eventually
+) -> None:
+    street.come(1)
+    eventually(lambda: street.sizes() == [1])
+    street.come(LARGE)
+    SystemClock().sleep(0.02)  # a lane watches now, for five seconds
+    street.come(FULL - LARGE)
+    eventually(lambda: street.sizes() == [1, FULL], timeout_s=2)
+
+
+def test_what_comes_makes_an_idle_lane_begin_sooner(eventually: Eventually) -> None:
+    street = Street(call_s=1.0, objective_s=9.0)
+    try:
+        street.come(1)
+        eventually(lambda: street.sizes() == [1])  # once nothing else has come for a while
+        street.end(0)
+        eventually(lambda: street.left == [0])
+        for _ in range(3):
+            street.come(2)
+        SystemClock().sleep(0.02)
+        street.come(2)
+        eventually(lambda: street.sizes() == [1, FULL], timeout_s=2)
+    finally:
+        street.close()
+
+
+def test_all_that_waits_is_taken_when_it_is_forced(street: Street, eventually: Eventually) -> None:
+    street.come(1)
+    eventually(lambda: street.sizes() == [1])
+    street.come(1)
+    street.lanes.force(True)
+    eventually(lambda: street.sizes() == [1, 1])
+    assert sorted(street.begun)[1][2] is Cause.FORCED
+    street.end(0, 1)
+    eventually(lambda: street.left == [0, 1])
+
+
+def test_it_tells_when_a_lane_will_be_free(eventually: Eventually) -> None:
+    street = Street(CALL_S)
+    try:
+        assert street.lanes.free_in_s() == 0
+        street.come(1)
+        eventually(lambda: street.sizes() == [1])
+        assert 0 < street.lanes.free_in_s() <= CALL_S
+        SystemClock().sleep(CALL_S)
+        assert street.lanes.free_in_s() == 0
+    finally:
+        street.close()
+
+
+@pytest.mark.parametrize("then", [FULL, 1])
+def test_nobody_waits_when_it_is_over(street: Street, eventually: Eventually, then: int) -> None:
+    street.come(FULL)
+    eventually(lambda: street.sizes() == [FULL])
+    street.come(then)
+    street.end(1)  # the second waits for the first, to leave or to begin
+    street.over.set()
+    eventually(lambda: any(one.done() for one in street.running))
+    assert street.left == []

@@ -1,9 +1,8 @@
 """
 The core of serving: decoded requests in, one answer each out, in three steps.
 
-`prepare` reads and assembles, `score` calls models, `finish` puts the answers together. Each may
-run in a thread of its own (`score` in several), while the next batch is prepared and the last one
-is finished.
+`prepare` reads and assembles, `score` calls models, `finish` puts the answers together. Several
+batches may be under way at once, each in another step.
 
 Soft at every step: without the store a request is scored on default features, without a model it
 gets popular items, and the answer says so. A request that breaks its batch is found by bisecting.
@@ -103,7 +102,7 @@ class Scored:
 
 
 class Service:
-    """Answers batches of requests. `prepare` and `finish` take one at a time, `score` several."""
+    """Answers batches of requests. `finish` takes one at a time, the other steps several."""
 
     def __init__(
         self, parts: Parts, clock: Clock, metrics: Metrics, policy: ServicePolicy | None = None
@@ -114,8 +113,7 @@ class Service:
         self._policy = policy or ServicePolicy()
         self._scorer = Scorer(parts.features, parts.items, self._policy.score)
         self._late = TooLate(parts.score_cost, clock)
-        # A batch that is bisected in `finish` takes the other steps again, beside their threads.
-        self._reading = threading.Lock()
+        self._reading = threading.Lock()  # the lookup serves one thread at a time
         self._counting = threading.Lock()
 
     def answer(self, asked: Sequence[Asked]) -> Answers:

@@ -71,7 +71,7 @@ class Names:
 
 class Trail:
     """
-    Watches one pipeline. Each method belongs to one of its threads; none of them waits.
+    Watches one pipeline. Each method belongs to some of its threads; none of them waits.
 
     `traces` and `answered` cost a batch without traces a look at each request.
     """
@@ -109,8 +109,10 @@ class Trail:
             self._metrics.gauge("serve.unread", count, partition=str(tp.partition))
         self._behind = set(unread)
 
+    # --- the threads that answer
+
     def dispatched(self, entries: Sequence[Entry], cause: Cause | None) -> None:
-        """A batch was handed on."""
+        """A batch was taken."""
         if cause is not None:
             self._metrics.count("serve.batches", cause=cause.value)
         first = entries[0]
@@ -120,8 +122,6 @@ class Trail:
         for one in entries:
             if one.trace is not None and cause is not None:
                 one.trace.cause = cause.value
-
-    # --- the thread that makes answers
 
     def answered(self, asked: Sequence[Asked], answers: Answers) -> dict[int, Headers]:
         """

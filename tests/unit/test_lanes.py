@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from inference import lanes
 from inference.batcher import BatchPolicy, Cause
 from inference.lanes import Lanes
 from ingest.clock import SystemClock
@@ -59,6 +60,9 @@ class Street:
     def close(self) -> None:
         self.over.set()
         self.end(*range(len(self.may_end)))
+        for asleep in (self.lanes._watch, self.lanes._sleep, self.lanes._gone):
+            with asleep:
+                asleep.notify_all()
         for one in self.running:
             one.result(10)
         self._threads.shutdown()
@@ -74,12 +78,19 @@ class Street:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes that look for themselves so seldom that they have to be woken."""
+    monkeypatch.setattr(lanes, "LOOK_S", 300.0)
+
+
+@pytest.fixture
 def street() -> Iterator[Street]:
     found = Street()
     yield found
     found.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_full_batches_are_side_by_side_and_leave_in_order(
     street: Street, eventually: Eventually
 ) -> None:
@@ -108,6 +119,7 @@ def test_a_small_batch_gathers_until_those_before_it_have_left(
     assert street.sizes() == [first, 2]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_large_batch_begins_when_the_one_before_is_half_done(eventually: Eventually) -> None:
     street, clock = Street(CALL_S), SystemClock()
     try:
@@ -123,6 +135,7 @@ def test_a_large_batch_begins_when_the_one_before_is_half_done(eventually: Event
         street.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_one_that_becomes_full_while_it_waits_begins_at_once(
     street: Street, eventually: Eventually
 ) -> None:
@@ -134,6 +147,7 @@ def test_one_that_becomes_full_while_it_waits_begins_at_once(
     eventually(lambda: street.sizes() == [1, FULL], timeout_s=2)
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_comes_makes_an_idle_lane_begin_sooner(eventually: Eventually) -> None:
     street = Street(call_s=1.0, objective_s=9.0)
     try:
@@ -150,6 +164,7 @@ def test_what_comes_makes_an_idle_lane_begin_sooner(eventually: Eventually) -> N
         street.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_all_that_waits_is_taken_when_it_is_forced(street: Street, eventually: Eventually) -> None:
     street.come(1)
     eventually(lambda: street.sizes() == [1])

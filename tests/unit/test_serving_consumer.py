@@ -375,6 +375,29 @@ def test_an_error_of_the_service_ends_the_pipeline(world):
     assert world.answers() == Counter()
 
 
+def test_an_error_of_a_commit_is_told_by_a_thread_that_waits_for_the_registry(world):
+    failed = threading.Event()
+
+    class Broken(Flaky):
+        def commit(self, positions, group) -> None:
+            failed.set()
+            raise Misconfigured("a person must act")
+
+    class Away(RequestReader):
+        def read(self, batch):
+            if not len(read):
+                read.append(batch)
+                return super().read(batch)
+            assert failed.wait(10)
+            raise RegistryUnavailable("away")
+
+    read: list[object] = []
+    ends = world.ends(producer=Broken(MemoryTransactionalProducer(world.log, "a"), []))
+    world.ask(20)
+    with pytest.raises(Misconfigured, match="a person must act"):
+        world.consumer(replace(ends, reader=Away(world.registry))).run(threading.Event())
+
+
 def test_an_answer_that_is_too_large_becomes_one_that_says_so(world, eventually):
     def long(asked) -> Answers:
         told = {i: closed(a, Status.OK, "x" * 300) for i, a in enumerate(asked)}

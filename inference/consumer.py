@@ -131,7 +131,6 @@ class Consumer:
         self._steps = steps
         self._policy = policy
         self._clock = clock
-        self._metrics = metrics
         self._costs = costs
         self._over = threading.Event()  # no more work: the threads leave
         answering = TogetherCost(costs.prepare, costs.score, costs.finish)

@@ -33,8 +33,7 @@ import structlog
 from inference.answers import Answers
 from inference.batcher import BatchPolicy
 from inference.commits import Commits, Ends, GroupWord, Step, Written
-from inference.cost_model import CostModel
-from inference.deadlines import TogetherCost
+from inference.cost_model import CostModel, TogetherCost
 from inference.lanes import Lanes
 from inference.requests import Asked, Bad, Entry
 from inference.trail import Trail

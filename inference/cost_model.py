@@ -18,6 +18,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
+from inference.batcher import Cost
+
 FORGET: Final = 0.98  # a call counts half after 34 more
 HUBER: Final = 3.0  # typical errors; beyond, an error's pull grows no more
 LEAST_KNOWN: Final = 0.05  # of a call, in each direction
@@ -103,3 +105,13 @@ class CostModel:
         # An error that stays is no outlier: what is typical grows to it little by little.
         self._typical *= 1.05
         return limit / error
+
+
+class TogetherCost:
+    """Of things that follow each other. Implements `inference.batcher.Cost`."""
+
+    def __init__(self, *costs: Cost) -> None:
+        self._costs = costs
+
+    def predict(self, rows: int) -> float:
+        return sum(cost.predict(rows) for cost in self._costs)

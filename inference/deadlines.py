@@ -28,16 +28,6 @@ def expired(one: Asked, now_ms: int) -> Recommendation | None:
     return closed(one, Status.EXPIRED, f"taken up {late_ms} ms after its deadline")
 
 
-class TogetherCost:
-    """Of things that follow each other. Implements `inference.batcher.Cost`."""
-
-    def __init__(self, *costs: Cost) -> None:
-        self._costs = costs
-
-    def predict(self, rows: int) -> float:
-        return sum(cost.predict(rows) for cost in self._costs)
-
-
 class TooLate:
     """
     Tells who would get a model's answer only after the deadline, as far as is known.

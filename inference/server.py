@@ -19,7 +19,7 @@ from inference.backend import Backend
 from inference.batcher import BatchPolicy
 from inference.commits import Ends
 from inference.consumer import Consumer, ConsumerPolicy, Costs
-from inference.deadlines import TogetherCost
+from inference.cost_model import TogetherCost
 from inference.delivery import Delivery
 from inference.early import model_threads
 from inference.encoding import AnswerWriter

@@ -51,7 +51,7 @@ def run(world: World) -> Iterator[Figure]:
     _, alone = ready(world)
     best = max(alone.values())
     least = _served(world, "at-least-once", LOADS)
-    exactly = _served(world, "exactly-once", {"half": 0.5}, peak=least.per_s)
+    exactly = _served(world, "exactly-once", {"half": LOADS["half"]}, peak=least.per_s)
     limits = {"the SavedModel alone, its best batch": best}
     yield figure(
         "recommendations through Kafka, at least once",
@@ -104,7 +104,7 @@ def run(world: World) -> Iterator[Figure]:
         aim=least.p99_ms("half") + MORE_MS,
         smaller_is_better=True,
         quantiles=quantiles_ms(exactly.latencies_s["half"]),
-        requests_per_s=round(0.5 * least.per_s),
+        requests_per_s=round(LOADS["half"] * least.per_s),
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference.deadlines import TogetherCost, TooLate
+from inference.cost_model import TogetherCost
+from inference.deadlines import TooLate
 from inference.release import Why, first, shadow
 from schemas.events import Status
 from tests.serving import Constant, World, model, request

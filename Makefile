@@ -38,6 +38,8 @@ else
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 endif
+# What serving has Numba compile is compiled now, and not while the first instance starts.
+	$(BIN)/python -c "import inference.service"
 	$(MAKE) --no-print-directory fetch
 
 .PHONY: fetch

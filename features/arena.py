@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.ragged import spans, splits_of
-from features.tiles import Tiles, tiles_of_words, words_of_tiles
+from features.tiles import TYPES, Tiles, tiles_of_words, words_of_tiles
+from schemas.compiled import compiled, filled, given
 
 _LENGTH_BITS = np.uint64(16)
 _LENGTH_MASK = np.uint64(0xFFFF)
+_KEY_MASK = np.uint64(2**32 - 1)
+_COUNT_SHIFT = np.uint64(32)
 
 
 class ArenaView(NamedTuple):
@@ -32,6 +35,46 @@ class ArenaView(NamedTuple):
         lengths = (slots & _LENGTH_MASK).astype(np.int64)
         at = spans((slots >> _LENGTH_BITS).astype(np.int64), lengths)
         return tiles_of_words(splits_of(lengths), self.words[at])
+
+    def counted(
+        self, index: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """
+        Counts of every event type in the tiles whose keys are in `low <= key < high`, [m, TYPES].
+
+        Args:
+            index: [m] items; -1: nothing is known of it.
+        """
+        found = np.zeros((len(index), TYPES), np.int64)
+        _count(self.slots, self.words, index, low, high, found)
+        return found
+
+
+@compiled(
+    given("uint64"),
+    given("uint64"),
+    given("int64"),
+    given("int64"),
+    given("int64"),
+    filled("int64", 2),
+)
+def _count(
+    slots: NDArray[np.uint64],
+    words: NDArray[np.uint64],
+    index: NDArray[np.int64],
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> None:
+    for i in range(len(index)):
+        if index[i] < 0:
+            continue
+        slot = slots[index[i]]
+        start = np.int64(slot >> _LENGTH_BITS)
+        for j in range(start, start + np.int64(slot & _LENGTH_MASK)):
+            key = np.int64(words[j] & _KEY_MASK)
+            if low[i] <= key < high[i]:
+                found[i, key & (found.shape[1] - 1)] += np.int64(words[j] >> _COUNT_SHIFT)
 
 
 class Arena:

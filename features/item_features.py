@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.affinity import affinities
 from features.declare import DAY_MS, Array, Feature, ItemContext, Level
-from features.ragged import owners
 from features.user_features import (
     HOUR,
     LARGEST,
@@ -120,65 +120,20 @@ def affinity(
     looked_for[list(types)] = True
 
     def compute(context: ItemContext) -> Array:
-        tags = context.shared(column, lambda: _Tags(context, column(context.items)))
-        return tags.affinity(looked_for)
+        rows, table = context.users.rows, column(context.items)
+        found = np.empty(len(context.index), np.float32)
+        affinities(
+            table if table.ndim == 2 else table[:, None],
+            context.index,
+            context.request,
+            rows.history_splits,
+            context.history_index,
+            looked_for[rows.history_type],
+            found,
+        )
+        return found
 
     return compute
-
-
-class _Tags:
-    """
-    Tags of the candidates, and where they occur in their users' histories: what affinities to
-    different types of events have in common.
-    """
-
-    def __init__(self, context: ItemContext, table: NDArray[np.uint64]) -> None:
-        rows = context.users.rows
-        table = table if table.ndim == 2 else table[:, None]
-        self._owner = context.users.shared("history owners", lambda: owners(rows.history_splits))
-        self._type, self._people = rows.history_type, len(rows)
-        self._request = context.request
-        wanted = _looked_up(context, table)
-        named = wanted != 0
-        self._count = named.sum(axis=1)  # of each candidate's tags
-        self._asked_by = np.repeat(np.arange(len(wanted)), self._count)
-        asked, person = wanted[named], context.request[self._asked_by]
-        # What is asked for is sorted; what is held, which is far more, is only looked up in it.
-        names, asked_at = np.unique(asked, return_inverse=True)
-        pairs, self._again = np.unique(person * len(names) + asked_at, return_inverse=True)
-        self._pairs = len(pairs)
-        at = context.history_index
-        entry = np.flatnonzero(at >= 0)
-        # An item may be newer than the column: another thread may be adding items.
-        entry = entry[at[entry] < len(table)]
-        tags = table[at[entry]]
-        there = tags != 0
-        held, entry = tags[there], np.repeat(entry, there.sum(axis=1))
-        if not (len(pairs) and len(held)):
-            self._entry, self._place = entry[:0], entry[:0]
-            return
-        name = np.minimum(np.searchsorted(names, held), len(names) - 1)
-        alike = np.flatnonzero(names[name] == held)
-        key = self._owner[entry[alike]] * len(names) + name[alike]
-        place = np.minimum(np.searchsorted(pairs, key), len(pairs) - 1)
-        met = pairs[place] == key
-        self._entry, self._place = entry[alike[met]], place[met]
-
-    def affinity(self, looked_for: NDArray[np.bool_]) -> Array:
-        """
-        Mean share of each candidate's tags among its user's events of these types, [m] float32.
-
-        Args:
-            looked_for: [256] by type.
-        """
-        mine = looked_for[self._type]
-        counts = np.bincount(self._place[mine[self._entry]], minlength=self._pairs)
-        events = np.bincount(self._owner[mine], minlength=self._people)
-        whose = self._request[self._asked_by]
-        share = counts[self._again].astype(np.float64) / np.maximum(events, 1)[whose]
-        total = np.bincount(self._asked_by, weights=share, minlength=len(self._count))
-        mean: Array = total / np.maximum(self._count, 1)
-        return mean.astype(np.float32)
 
 
 def scalar(

@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 CATEGORIES: Final = 8  # places for an item's categories; more are left out
-_CHUNK: Final = 65_536  # items whose tiles are gathered at a time
 
 
 class ItemWindows:
@@ -217,16 +216,9 @@ class ItemTable:
         days: int = 0,
     ) -> NDArray[np.int64]:
         """Counts of every event type in the closed window, [m, TYPES]; 0 for unknown items."""
-        tiles = self._state.tiles
         now = np.broadcast_to(np.asarray(now_ms, np.int64), index.shape)
-        table = np.zeros((len(index), tiling.TYPES), np.int64)
-        known = np.flatnonzero(index >= 0)
-        for at in range(0, len(known), _CHUNK):
-            part = known[at : at + _CHUNK]
-            table[part] = tiling.window_table(
-                tiles.take(index[part]), now[part], hours=hours, days=days, closed=True
-            )
-        return table
+        low, high = tiling.window_keys(now, hours=hours, days=days, closed=True)
+        return self._state.tiles.counted(index, low, high)
 
     def put_items(self, items: Sequence[Item]) -> None:
         """Take in catalogue entries; of one item's, the last counts."""

@@ -16,7 +16,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from features.ragged import spans, splits_of
-from schemas.words import anywhere
 
 SEAL_BYTES: Final = 8
 _PADDING_BYTES: Final = 8  # behind the last value, so that a word may begin at its last byte
@@ -123,6 +122,12 @@ def _joined(values: list[bytes], sizes: NDArray[np.int64]) -> tuple[Bytes, NDArr
     """All values in one buffer, padded, and where each begins."""
     data = np.frombuffer(b"".join([*values, bytes(_PADDING_BYTES)]), np.uint8)
     return data, np.cumsum(sizes) - sizes
+
+
+def anywhere(data: Bytes, kind: np.dtype[Any]) -> NDArray[Any]:
+    """The buffer as a little-endian word from every byte on: they overlap."""
+    shape = (len(data) - kind.itemsize + 1,)
+    return np.ndarray(shape, kind.newbyteorder("<"), data, strides=(1,))
 
 
 def _cut(words: NDArray[Any], size: int) -> NDArray[Any]:

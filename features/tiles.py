@@ -184,29 +184,39 @@ def window_table(
     *,
     hours: int = 0,
     days: int = 0,
-    closed: bool = False,
 ) -> NDArray[np.int64]:
     """
     Counts of every event type in a window that ends at each row's now, [n, TYPES] int64.
 
     Give `hours` or `days`; neither: the totals. The window is the bucket of now and those before
-    it, so many in all; `closed` leaves the bucket of now out and goes one further back.
+    it, so many in all.
     """
     n = len(now_ms)
-    if hours or days:
-        span, wide = _span_and_length(hours, days)
-        newest = now_ms // _SIZE_MS[span] - (1 if closed else 0)
-        base = span << _SPAN_SHIFT
-        low = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
-        high = base + (np.maximum(newest + 1, 0) << _BUCKET_SHIFT)
-    else:
-        low, high = np.zeros(n, np.int64), np.full(n, TYPES, np.int64)
+    low, high = window_keys(now_ms, hours=hours, days=days)
     row = owners(tiles.splits)
     inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
     place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
     # float64 sums are exact here: at most 880 counts below 2**32 each.
     found = np.bincount(place, weights=tiles.count[inside], minlength=n * TYPES)
     return found.astype(np.int64).reshape(n, TYPES)
+
+
+def window_keys(
+    now_ms: NDArray[np.int64], *, hours: int = 0, days: int = 0, closed: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """
+    The least key in each row's window, and the least beyond it, [n].
+
+    The window is that of `window_table`; `closed` leaves the bucket of now out and goes one further
+    back.
+    """
+    if not (hours or days):
+        return np.zeros(len(now_ms), np.int64), np.full(len(now_ms), TYPES, np.int64)
+    span, wide = _span_and_length(hours, days)
+    newest = now_ms // _SIZE_MS[span] - (1 if closed else 0)
+    base = span << _SPAN_SHIFT
+    low = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
+    return low, base + (np.maximum(newest + 1, 0) << _BUCKET_SHIFT)
 
 
 class Sliding:

@@ -21,7 +21,7 @@ from ingest.clock import Clock
 T = TypeVar("T")
 LOOK_S: Final = 0.1  # how long a lane waits before it looks whether all is over
 # A batch that may begin beside another: a share of the largest. Less is mostly what any call takes.
-LARGE: Final = 1 / 3
+LARGE: Final = 1 / 6
 # It begins when the one before is half done, so that two that follow each other do not end at once.
 APART: Final = 1 / 2
 NOBODY: Final = math.inf  # watches

@@ -120,7 +120,7 @@ def test_help_loads_no_client_and_no_framework() -> None:
     program = (
         "import sys; from deploy import cli; code = cli.run(['--help'])\n"
         "heavy = {'tensorflow', 'keras', 'apache_beam', 'polars', 'confluent_kafka', 'redis',"
-        " 'pyarrow', 'scipy', 'fastavro', 'opentelemetry'} & set(sys.modules)\n"
+        " 'pyarrow', 'scipy', 'fastavro', 'opentelemetry', 'numba'} & set(sys.modules)\n"
         "sys.exit(f'loaded {sorted(heavy)}' if heavy else code)"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""From 64-bit hashes to places: sorted arrays, looked up by whole columns. Immutable."""
+"""From 64-bit hashes to places: hash tables, looked up by whole columns. Immutable."""
 
 from __future__ import annotations
 
@@ -7,60 +7,88 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled, filled, given
 
-def _hashes() -> NDArray[np.uint64]:
-    return np.empty(0, np.uint64)
+Hashes = NDArray[np.uint64]
+Places = NDArray[np.int64]
+
+_FREE, _ONE = np.uint64(0), np.uint64(1)  # no id hashes to 0: see features.hashing
+_LEAST_RECENT = 1024
 
 
-def _places() -> NDArray[np.int64]:
-    return np.empty(0, np.int64)
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Open addressing with linear probing, less than half full; the hashes are random enough."""
+
+    names: Hashes = field(default_factory=lambda: np.zeros(2, np.uint64))
+    at: Places = field(default_factory=lambda: np.zeros(2, np.int64))
+    count: int = 0
+
+    def with_added(self, hashes: Hashes, at: Places) -> _Table:
+        count, size = self.count + len(hashes), len(self.names)
+        while size <= 2 * count:
+            size *= 2
+        table = _Table(np.zeros(size, np.uint64), np.zeros(size, np.int64), count)
+        kept = self.names != _FREE
+        _put(table.names, table.at, self.names[kept], self.at[kept])
+        _put(table.names, table.at, hashes, at)
+        return table
+
+    def merged(self, other: _Table) -> _Table:
+        there = other.names != _FREE
+        return self.with_added(other.names[there], other.at[there])
 
 
 @dataclass(frozen=True, slots=True)
 class HashIndex:
     """
-    Two sorted runs, a large and a recent one, so that adding a few costs little among millions.
+    Two tables, a large and a recent one, so that adding a few costs little among millions.
 
     >>> index = HashIndex().with_added(np.array([9, 4], np.uint64), np.array([0, 1]))
     >>> index.find(np.array([4, 5, 9], np.uint64)).tolist()
     [1, -1, 0]
     """
 
-    large: NDArray[np.uint64] = field(default_factory=_hashes)
-    large_at: NDArray[np.int64] = field(default_factory=_places)
-    recent: NDArray[np.uint64] = field(default_factory=_hashes)
-    recent_at: NDArray[np.int64] = field(default_factory=_places)
+    large: _Table = field(default_factory=_Table)
+    recent: _Table = field(default_factory=_Table)
 
-    def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def find(self, hashes: Hashes) -> Places:
         """Place of each hash, [n]; -1: not there."""
-        found = _found(self.large, self.large_at, hashes)
-        if len(self.recent):
-            found = np.maximum(found, _found(self.recent, self.recent_at, hashes))
+        found = np.full(len(hashes), -1, np.int64)
+        for table in (self.large, self.recent):
+            if table.count:
+                _find(table.names, table.at, hashes, found)
         return found
 
-    def with_added(self, hashes: NDArray[np.uint64], at: NDArray[np.int64]) -> HashIndex:
-        """This index and these distinct hashes, none of which it holds yet."""
-        recent, recent_at = _merged(self.recent, self.recent_at, hashes, at)
-        if len(recent) <= max(1024, len(self.large) // 16):
-            return HashIndex(self.large, self.large_at, recent, recent_at)
-        return HashIndex(*_merged(self.large, self.large_at, recent, recent_at))
+    def with_added(self, hashes: Hashes, at: Places) -> HashIndex:
+        """This index and these distinct hashes other than 0, none of which it holds yet."""
+        recent = self.recent.with_added(hashes, at)
+        if recent.count <= max(_LEAST_RECENT, self.large.count // 16):
+            return HashIndex(self.large, recent)
+        return HashIndex(self.large.merged(recent))
 
 
-def _found(
-    run: NDArray[np.uint64], at: NDArray[np.int64], hashes: NDArray[np.uint64]
-) -> NDArray[np.int64]:
-    if not len(run):
-        return np.full(len(hashes), -1, np.int64)
-    place = np.minimum(np.searchsorted(run, hashes), len(run) - 1)
-    return np.where(run[place] == hashes, at[place], -1)
+@compiled(given("uint64"), "uint64")
+def _slot(names: Hashes, name: np.uint64) -> np.uint64:
+    """Where a hash is, or would be."""
+    mask = np.uint64(len(names) - 1)
+    slot = name & mask
+    while names[slot] != _FREE and names[slot] != name:
+        slot = (slot + _ONE) & mask
+    return slot
 
 
-def _merged(
-    run: NDArray[np.uint64],
-    at: NDArray[np.int64],
-    hashes: NDArray[np.uint64],
-    places: NDArray[np.int64],
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    order = np.argsort(hashes)
-    place = np.searchsorted(run, hashes[order])
-    return np.insert(run, place, hashes[order]), np.insert(at, place, places[order])
+@compiled(filled("uint64"), filled("int64"), given("uint64"), given("int64"))
+def _put(names: Hashes, at: Places, hashes: Hashes, places: Places) -> None:
+    for i in range(len(hashes)):
+        slot = _slot(names, hashes[i])
+        names[slot], at[slot] = hashes[i], places[i]
+
+
+@compiled(given("uint64"), given("int64"), given("uint64"), filled("int64"))
+def _find(names: Hashes, at: Places, hashes: Hashes, found: Places) -> None:
+    """Fill in the places of those that are there."""
+    for i in range(len(hashes)):
+        slot = _slot(names, hashes[i])
+        if names[slot] == hashes[i] and hashes[i] != _FREE:
+            found[i] = at[slot]

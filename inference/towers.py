@@ -21,6 +21,7 @@ from features import rows
 from features.assemble import ItemsShown, UserFeatures, packed_users
 from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
 from inference.calls import TOLERANCE
+from inference.exclusion import without
 from inference.model import Model, ModelRef, Scored, ServedModel
 from inference.samples import ITEM, ITEMS, QUERY, RANK, USER_FLOATS, USER_LONGS, Call
 from inference.tensors import CANDIDATES, Signature
@@ -37,7 +38,6 @@ log = structlog.get_logger(__name__)
 FOLLOW_S = 1.0  # how soon a new item can be found
 _PART = 512  # items in one call of the tower: a size that models are warmed for
 _REST = 10  # times what following took, before the next look: a tenth of a thread at most
-_NEAR = 2**13 - 1  # bits of a place
 _RECENT = 512  # queries that the index is tuned on
 
 
@@ -320,44 +320,6 @@ class _ItemInputs:
 
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: Knuth's multiplicative hash
-
-
-def without(
-    at: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    left_out: NDArray[np.int64],
-    k: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """
-    The first k of each row less what that row leaves out; -1 and -inf pad.
-
-    Args:
-        at: [b, m] places, best first; -1 pads.
-        left_out: [b, e] places; -1 pads.
-
-    >>> found = np.array([[4, 7, 9]]), np.array([[3, 2, 1]], np.float32)
-    >>> without(*found, np.array([[7, -1]]), 2)[0].tolist()
-    [[4, 9]]
-    """
-    keep = at >= 0
-    row, column = np.nonzero(left_out >= 0)
-    if len(row):
-        # Most are in nobody's way, which a look at a few bits of the place tells.
-        near = np.zeros((len(at), _NEAR + 1), np.bool_)
-        near[row, left_out[row, column] & _NEAR] = True
-        doubtful = np.nonzero(keep & near[np.arange(len(at))[:, None], at & _NEAR])
-        span = np.int64(max(at.max(initial=0), left_out.max(initial=0)) + 1)
-        out = np.sort(row * span + left_out[row, column])
-        keys = doubtful[0] * span + at[doubtful]
-        place = np.minimum(np.searchsorted(out, keys), len(out) - 1)
-        keep[doubtful] = out[place] != keys
-    rank = np.cumsum(keep, axis=1) - 1
-    row, column = np.nonzero(keep & (rank < k))
-    found = np.full((len(at), k), -1, np.int64)
-    best = np.full((len(at), k), -np.inf, np.float32)
-    found[row, rank[row, column]] = at[row, column]
-    best[row, rank[row, column]] = scores[row, column]
-    return found, best
 
 
 def _computed(feature: Feature, context: ItemContext) -> Array:

@@ -2,8 +2,9 @@
 Loops over arrays as machine code, by Numba: in one pass what NumPy does in a dozen.
 
 A function is compiled for the types that it declares when its module is first imported, and kept
-in `__pycache__` for the next process. It holds the interpreter while it runs, so a call should take
-less than a millisecond. Nothing is checked against the bounds of an array.
+in `__pycache__` until its file changes. Numba looks at no other file: what it calls, and constants,
+belong into the same one. It holds the interpreter while it runs, so a call should take less than a
+millisecond. Nothing is checked against the bounds of an array.
 """
 
 from __future__ import annotations

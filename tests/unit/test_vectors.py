@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference import vectors
-from inference.towers import without
+from inference.exclusion import without
 from inference.vectors import RECALL_AIM, RECALL_AT, VectorIndex, no_vectors
 
 WIDTH = 16

@@ -159,10 +159,11 @@ def _served(
         client.warm(delivery)
         taken_s, used_s = min(_burst(world, client, process) for _ in range(world.sizes.passes))
         per_s = world.sizes.serve_requests / taken_s
-        latencies = {
-            load: client.paced(share * (peak or per_s), world.sizes.paced_s)
-            for load, share in loads.items()
-        }
+        latencies = {}
+        for load, share in loads.items():
+            rate = share * (peak or per_s)
+            client.settle(rate)
+            latencies[load] = client.paced(rate, world.sizes.paced_s)
         client.close()
     return Served(
         per_s=per_s,

@@ -44,6 +44,7 @@ K = 10
 SEEN = 50
 WARM = 1_000  # requests at a burst
 WARM_PER_S, WARM_PARTS = 1_000, 2.5  # then, for so many times as long as latencies are measured
+SETTLE_S = 3.0  # at a rate, before it is measured
 ANSWERS_S = 60.0
 STEP_S = 0.001
 QUIET = ("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -170,6 +171,13 @@ class Client:
         if not self._world.notes.get(f"warm {delivery}"):
             self._world.notes[f"warm {delivery}"] = True
             self.paced(WARM_PER_S, WARM_PARTS * self._world.sizes.paced_s)
+
+    def settle(self, per_s: float) -> None:
+        """
+        Let a rate run before it is measured: for a second the broker compiles what this one makes
+        hot, and answers wait for that, on whichever load comes first.
+        """
+        self.steady(per_s, SETTLE_S)
 
     def burst(self, count: int) -> float:
         """Seconds from the first request sent to the last answer read."""

@@ -102,6 +102,7 @@ def run(world: World) -> Iterator[Figure]:
         client = Client(world, settings)
         client.warm()
         per_s = world.sizes.serve_requests / client.burst(world.sizes.serve_requests) / 2
+        client.settle(per_s)
         quiet = _modelled(client.steady(per_s, world.sizes.paced_s))
         swaps = max(2, int(world.sizes.paced_s / EVERY_S))
         under = _through(swapper, client, per_s, swaps, EVERY_S)

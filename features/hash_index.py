@@ -1,4 +1,4 @@
-"""From 64-bit hashes to places: hash tables, looked up by whole columns. Immutable."""
+"""Hash tables of 64-bit names that are not 0, looked up and filled by whole columns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 _FREE, _ONE = np.uint64(0), np.uint64(1)  # no id hashes to 0: see features.hashing
+_GOLDEN, _HALF = np.uint64(0x9E3779B97F4A7C15), np.uint64(32)
 _LEAST_RECENT = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Open addressing with linear probing, less than half full; the hashes are random enough."""
+    """Open addressing with linear probing, less than half full."""
 
     names: Hashes = field(default_factory=lambda: np.zeros(2, np.uint64))
     at: Places = field(default_factory=lambda: np.zeros(2, np.int64))
@@ -42,6 +43,8 @@ class _Table:
 @dataclass(frozen=True, slots=True)
 class HashIndex:
     """
+    From hashes to places. Immutable.
+
     Two tables, a large and a recent one, so that adding a few costs little among millions.
 
     >>> index = HashIndex().with_added(np.array([9, 4], np.uint64), np.array([0, 1]))
@@ -68,11 +71,26 @@ class HashIndex:
         return HashIndex(self.large.merged(recent))
 
 
+def distinct(names: Hashes) -> tuple[Places, Places]:
+    """
+    Where each name is for the first time, [m], and which of these each one is, [n].
+
+    >>> [part.tolist() for part in distinct(np.array([7, 9, 7], np.uint64))]
+    [[0, 1], [0, 1, 0]]
+    """
+    size = 2
+    while size <= 2 * len(names):
+        size *= 2
+    first, which = np.empty(len(names), np.int64), np.empty(len(names), np.int64)
+    count = _number(names, np.zeros(size, np.uint64), np.zeros(size, np.int64), first, which)
+    return first[:count], which
+
+
 @compiled(given("uint64"), "uint64")
 def _slot(names: Hashes, name: np.uint64) -> np.uint64:
-    """Where a hash is, or would be."""
+    """Where a name is, or would be (multiplicative hashing: Knuth, TAOCP 3, 6.4)."""
     mask = np.uint64(len(names) - 1)
-    slot = name & mask
+    slot = ((name * _GOLDEN) >> _HALF) & mask
     while names[slot] != _FREE and names[slot] != name:
         slot = (slot + _ONE) & mask
     return slot
@@ -92,3 +110,16 @@ def _find(names: Hashes, at: Places, hashes: Hashes, found: Places) -> None:
         slot = _slot(names, hashes[i])
         if names[slot] == hashes[i] and hashes[i] != _FREE:
             found[i] = at[slot]
+
+
+@compiled(given("uint64"), filled("uint64"), filled("int64"), filled("int64"), filled("int64"))
+def _number(names: Hashes, slots: Hashes, numbers: Places, first: Places, which: Places) -> int:
+    """Fill in where each distinct name is first, and which each one is; how many there are."""
+    count = 0
+    for i in range(len(names)):
+        slot = _slot(slots, names[i])
+        if slots[slot] == _FREE:
+            slots[slot], numbers[slot], first[count] = names[i], count, i
+            count += 1
+        which[i] = numbers[slot]
+    return count

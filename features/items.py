@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features import tiles as tiling
 from features.arena import Arena, ArenaView
 from features.declare import HOUR_MS
-from features.hash_index import HashIndex
+from features.hash_index import HashIndex, distinct
 from features.hashing import hash_ids
 from features.partials import (
     DecodedPartials,
@@ -57,10 +57,9 @@ class ItemWindows:
         self._table = table
         hour = np.broadcast_to(np.asarray(now_ms, np.int64) // HOUR_MS, index.shape)
         # Many requests ask for the same item in the same hour: count it once. Hours fit in 26
-        # bits, see features.tiles.
-        pairs, self._again = np.unique((index << 26) | hour, return_inverse=True)
-        self._item = pairs >> 26
-        self._now_ms = (pairs & (2**26 - 1)) * HOUR_MS
+        # bits, see features.tiles; an unknown item is -1.
+        first, self._again = distinct((((index + 2) << 26) | hour).view(np.uint64))
+        self._item, self._now_ms = index[first], hour[first] * HOUR_MS
         self._found: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._counted: dict[tuple[int, int, tuple[int, ...]], NDArray[np.int64]] = {}
 

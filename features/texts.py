@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import Array
+from schemas.compiled import compiled, filled, given
 
 
 class Texts:
@@ -53,8 +54,9 @@ class Texts:
         ends = self._ends
         starts, lengths = ends[places], ends[places + 1] - ends[places]
         stops = np.cumsum(lengths)
-        gathered = np.arange(lengths.sum()) + np.repeat(starts - (stops - lengths), lengths)
-        content = self._bytes[gathered].tobytes()
+        gathered = np.empty(int(stops[-1]) if len(stops) else 0, np.uint8)
+        _gather(self._bytes, starts, lengths, gathered)
+        content = gathered.tobytes()
         cuts = list(pairwise([0, *stops.tolist()]))
         text = content.decode()
         if len(text) == len(content):  # ASCII: a byte is a character
@@ -77,6 +79,20 @@ class Texts:
         self._bytes[start:end] = np.frombuffer(b"".join(content), np.uint8)
         self._ends[self._count + 1 : count + 1] = ends
         self._count = count
+
+
+@compiled(given("uint8"), given("int64"), given("int64"), filled("uint8"))
+def _gather(
+    content: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    gathered: NDArray[np.uint8],
+) -> None:
+    at = 0
+    for i in range(len(starts)):
+        for j in range(starts[i], starts[i] + lengths[i]):
+            gathered[at] = content[j]
+            at += 1
 
 
 def _grown(array: Array, size: int, used: int) -> Array:

@@ -176,9 +176,10 @@ class _Repeated:
 class _Texts:
     """A text or bytes in each record."""
 
-    def __init__(self, content: bytes, lengths: Sequence[int]) -> None:
+    def __init__(self, content: bytes, lengths: NDArray[np.int64]) -> None:
         self._content = np.frombuffer(content, np.uint8)
-        self._splits = _splits(lengths)
+        self._splits = np.zeros(len(lengths) + 1, np.int64)
+        lengths.cumsum(out=self._splits[1:])
 
     def __len__(self) -> int:
         return len(self._splits) - 1
@@ -329,14 +330,14 @@ def _texts(column: Same | Sequence[str], n: int) -> Part:
     text = "".join(column)
     content = text.encode()
     if len(content) == len(text):  # ASCII: a byte is a character
-        return _Texts(content, [*map(len, column)])
+        return _Texts(content, _lengths(column))
     return _bytes([*map(str.encode, column)], n)
 
 
 def _bytes(column: Same | Sequence[bytes], n: int) -> Part:
     if isinstance(column, Same):
         return _Repeated(long_bytes(len(column.value)) + column.value, n)
-    return _Texts(b"".join(column), [*map(len, column)])
+    return _Texts(b"".join(column), _lengths(column))
 
 
 def _ints(values: NDArray[Any]) -> Part:
@@ -376,10 +377,8 @@ def _array(items: Any) -> _Write:
     return write
 
 
-def _splits(lengths: Sequence[int]) -> NDArray[np.int64]:
-    splits = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=splits[1:])
-    return splits
+def _lengths(column: Sequence[str] | Sequence[bytes]) -> NDArray[np.int64]:
+    return np.fromiter(map(len, column), np.int64, len(column))
 
 
 _NUMBERS: Final[Mapping[str, Callable[[NDArray[Any]], Part]]] = {

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import DAY_MS, HOUR_MS
 from features.ragged import owners, spans, splits_of
+from schemas.compiled import compiled, filled, given
 
 TOTAL, DAY, HOUR = 0, 1, 2
 SPANS = 3
@@ -36,6 +37,7 @@ LATEST_MS = (2**26 - 1) * HOUR_MS  # the last hour bucket that fits: in the year
 
 _SPAN_SHIFT = 30
 _BUCKET_SHIFT = 4
+_IN_SPAN = (1 << _SPAN_SHIFT) - 1
 _SIZE_MS = {DAY: DAY_MS, HOUR: HOUR_MS}
 
 
@@ -220,13 +222,11 @@ def window_keys(
 
 
 class Sliding:
-    """Windows and decays up to each row's now, [n], over the same tiles: what they share."""
+    """Windows and decays up to each row's now, [n], over the same tiles."""
 
     def __init__(self, tiles: Tiles, now_ms: NDArray[np.int64]) -> None:
         self._tiles = tiles
         self._now_ms = now_ms
-        self._row = owners(tiles.splits)
-        self._spans: dict[int, _Span] = {}
 
     def window(self, *, hours: int = 0, days: int = 0) -> NDArray[np.float64]:
         """
@@ -237,11 +237,11 @@ class Sliding:
         event leaves a window of an hour between 1 and 2 hours after it came, and never suddenly.
         """
         span, wide = _span_and_length(hours, days)
-        found, size_ms = self._span(span), _SIZE_MS[span]
-        inside = np.flatnonzero(found.age <= wide)
+        tiles, found, size_ms = self._tiles, self._nothing(), _SIZE_MS[span]
+        now_key = (span << _SPAN_SHIFT) + (self._now_ms // size_ms << _BUCKET_SHIFT)
         left = 1 - self._now_ms % size_ms / size_ms
-        share = np.where(found.age[inside] == wide, left[found.row[inside]], 1.0)
-        return self._by_type(found.place[inside], found.events[inside] * share)
+        _slide(tiles.splits, tiles.key, tiles.count, now_key, left, wide, found)
+        return found
 
     def decayed(self, half_life_ms: int) -> NDArray[np.float64]:
         """
@@ -250,40 +250,64 @@ class Sliding:
         The events of a day are taken to be as old as its middle; those of the day of now, as the
         middle of what has passed of it. Days after now do not count.
         """
-        found = self._span(DAY)
-        now = self._now_ms[found.row]
-        begin_ms = (now // DAY_MS - found.age) * DAY_MS
-        age_ms = now - (begin_ms + np.minimum(begin_ms + DAY_MS, now)) / 2
-        return self._by_type(found.place, found.events * np.exp2(-age_ms / half_life_ms))
+        tiles, found = self._tiles, self._nothing()
+        _decay(tiles.splits, tiles.key, tiles.count, self._now_ms, half_life_ms, found)
+        return found
 
-    def _span(self, span: int) -> _Span:
-        """The tiles of a span that are not after now."""
-        if span not in self._spans:
-            key = self._tiles.key
-            at = np.flatnonzero(span_of(key) == span)
-            row, key = self._row[at], key[at]
-            bucket = (key & np.uint32((1 << _SPAN_SHIFT) - 1)) >> np.uint32(_BUCKET_SHIFT)
-            age = (self._now_ms // _SIZE_MS[span])[row] - bucket
-            place = row * TYPES + (key & np.uint32(TYPES - 1))
-            past = np.flatnonzero(age >= 0)
-            self._spans[span] = _Span(
-                row[past], age[past], place[past], self._tiles.count[at[past]]
-            )
-        return self._spans[span]
-
-    def _by_type(self, place: NDArray[np.int64], weights: NDArray[Any]) -> NDArray[np.float64]:
-        n = len(self._now_ms)
-        found = np.bincount(place, weights=weights, minlength=n * TYPES)
-        return found.astype(np.float64, copy=False).reshape(n, TYPES)
+    def _nothing(self) -> NDArray[np.float64]:
+        return np.zeros((len(self._now_ms), TYPES), np.float64)
 
 
-class _Span(NamedTuple):
-    """m tiles of one span, none of them after its row's now."""
+_OF_TILES = (given("int64"), given("uint32"), given("uint32"))
 
-    row: NDArray[np.int64]
-    age: NDArray[np.int64]  # buckets before that of now
-    place: NDArray[np.int64]  # row and event type
-    events: NDArray[np.uint32]
+
+@compiled(*_OF_TILES, given("int64"), given("float64"), "int64", filled("float64", 2))
+def _slide(
+    splits: NDArray[np.int64],
+    keys: NDArray[np.uint32],
+    counts: NDArray[np.uint32],
+    now_key: NDArray[np.int64],
+    left: NDArray[np.float64],
+    wide: int,
+    found: NDArray[np.float64],
+) -> None:
+    """
+    Args:
+        now_key: [n] of the span and the bucket of now.
+        left: [n] how much of the oldest bucket counts.
+    """
+    for i in range(len(now_key)):
+        for j in range(splits[i], splits[i + 1]):
+            key = np.int64(keys[j])
+            # In buckets. The span stands above them: those of another one are far away.
+            age = (now_key[i] >> _BUCKET_SHIFT) - (key >> _BUCKET_SHIFT)
+            if 0 <= age <= wide:
+                found[i, key & (TYPES - 1)] += counts[j] * (left[i] if age == wide else 1.0)
+
+
+@compiled(*_OF_TILES, given("int64"), "int64", filled("float64", 2))
+def _decay(
+    splits: NDArray[np.int64],
+    keys: NDArray[np.uint32],
+    counts: NDArray[np.uint32],
+    now_ms: NDArray[np.int64],
+    half_life_ms: int,
+    found: NDArray[np.float64],
+) -> None:
+    for i in range(len(now_ms)):
+        day, left = np.int64(-1), 0.0
+        for j in range(splits[i], splits[i + 1]):
+            key = np.int64(keys[j])
+            if key >> _SPAN_SHIFT != DAY:
+                continue
+            bucket = (key & _IN_SPAN) >> _BUCKET_SHIFT
+            if bucket * DAY_MS > now_ms[i]:
+                continue
+            if bucket != day:  # the types of a day stand together
+                day = bucket
+                middle_ms = (day * DAY_MS + min((day + 1) * DAY_MS, now_ms[i])) / 2
+                left = 2.0 ** (-(now_ms[i] - middle_ms) / half_life_ms)
+            found[i, key & (TYPES - 1)] += counts[j] * left
 
 
 def window_counts(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from features import tiles
 from features.declare import DAY_MS, Array, Drift, Feature, Level, RowPolicy, UserContext
 from features.hashing import hash_id
-from features.ragged import owners, spans
+from features.interactions import last_by_type, sessions
+from features.ragged import owners
 from schemas.events import EventType
 
 # Static user attributes that rows keep.
@@ -56,20 +57,21 @@ WINDOWS: Final = (HOUR, DAY, WEEK, MONTH)
 RECENT: Final = 5  # items of each type that are told apart from the history
 
 
-def _newest(splits: NDArray[np.int64], values: Array, length: int = POLICY.history_length) -> Array:
-    """The last entries of each row, newest last, [n, length]; 0 in front."""
-    kept = np.minimum(np.diff(splits), length)
-    found = np.zeros((len(kept), length), values.dtype)
-    rows = np.repeat(np.arange(len(kept)), kept)
-    columns = spans(length - kept, kept)
-    found[rows, columns] = values[spans(splits[1:] - kept, kept)]
-    return found
-
-
 def _history(context: UserContext, column: str) -> Array:
-    """A column of the history, newest last, [n, history_length]; 0 in front."""
-    rows = context.rows
-    return context.shared(column, lambda: _newest(rows.history_splits, getattr(rows, column)))
+    """The last entries of a column, newest last, [n, history_length]; 0 in front."""
+
+    def places() -> NDArray[np.int64]:
+        splits, length = context.rows.history_splits, POLICY.history_length
+        at = splits[1:, None] + np.arange(-length, 0)
+        return np.where(at >= splits[:-1, None], at, splits[-1])
+
+    def newest() -> Array:
+        values = getattr(context.rows, column)
+        nothing = np.zeros(1, values.dtype)
+        found: Array = np.concatenate([values, nothing])[context.shared("last entries", places)]
+        return found
+
+    return context.shared(column, newest)
 
 
 def history_items(context: UserContext) -> Array:
@@ -205,18 +207,16 @@ class _ByType:
 
     def __init__(self, context: UserContext) -> None:
         rows = context.rows
-        owner = context.shared("history owners", lambda: owners(rows.history_splits))
-        group = owner * tiles.TYPES + rows.history_type
-        order = np.argsort(group, kind="stable")
-        group = group[order]
-        counts = np.bincount(group, minlength=len(rows) * tiles.TYPES)
-        left = np.cumsum(counts)[group] - np.arange(len(group))  # 1: the last of its group
-        last = np.flatnonzero(left <= RECENT)
         self.items = np.zeros((len(rows), tiles.TYPES, RECENT), np.uint64)
-        flat = self.items.reshape(-1)
-        flat[(group[last] + 1) * RECENT - left[last]] = rows.history_item[order[last]]
         self.newest_ms = np.zeros((len(rows), tiles.TYPES), np.int64)
-        np.maximum.at(self.newest_ms.reshape(-1), group, rows.history_time_ms[order])
+        last_by_type(
+            rows.history_splits,
+            rows.history_type,
+            rows.history_item,
+            rows.history_time_ms,
+            self.items,
+            self.newest_ms,
+        )
 
 
 def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -> Array:
@@ -226,38 +226,40 @@ def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -
     return found
 
 
-def _in_session(context: UserContext) -> Array:
-    """Which entries of the history have no gap of 30 minutes after them, [n, history_length]."""
+def _sessions(context: UserContext) -> NDArray[np.int64]:
+    """Interactions since the last gap of 30 minutes, when the first was, and items, [n, 3]."""
 
-    def compute() -> Array:
-        times = _history(context, "history_time_ms")
-        # A later neighbour of the newest entry is the request itself.
-        later = np.concatenate([times[:, 1:], context.now_ms[:, None]], axis=1)
-        near = (times > 0) & (later - times <= SESSION_GAP_MS)
-        return np.cumprod(near[:, ::-1], axis=1)[:, ::-1].astype(np.bool_)
+    def compute() -> NDArray[np.int64]:
+        rows, found = context.rows, np.empty((len(context.now_ms), 3), np.int64)
+        sessions(
+            rows.history_splits,
+            rows.history_item,
+            rows.history_time_ms,
+            context.now_ms,
+            POLICY.history_length,
+            SESSION_GAP_MS,
+            found,
+        )
+        return found
 
-    return context.shared("session", compute)
+    return context.shared("sessions", compute)
 
 
 def session_length(context: UserContext) -> Array:
     """Interactions since the last gap of 30 minutes, 0 if the newest is older than that."""
-    length: Array = np.log1p(_in_session(context).sum(axis=1)).astype(np.float32)
+    length: Array = np.log1p(_sessions(context)[:, 0]).astype(np.float32)
     return length
 
 
 def session_age(context: UserContext) -> Array:
     """Time since the session's first interaction, 0 without a session."""
-    times = _history(context, "history_time_ms")
-    first = np.where(_in_session(context), times, np.iinfo(np.int64).max).min(axis=1)
-    return since(np.where(first <= context.now_ms, first, 0), context.now_ms, 1000)
+    first_ms = _sessions(context)[:, 1]
+    return since(np.where(first_ms <= context.now_ms, first_ms, 0), context.now_ms, 1000)
 
 
 def session_items(context: UserContext) -> Array:
     """How many items the session is about."""
-    items = _history(context, "history_item")
-    items = np.sort(np.where(_in_session(context), items, 0), axis=1)
-    new = (items[:, 1:] != items[:, :-1]) & (items[:, 1:] != 0)
-    distinct: Array = np.log1p(new.sum(axis=1) + (items[:, 0] != 0)).astype(np.float32)
+    distinct: Array = np.log1p(_sessions(context)[:, 2]).astype(np.float32)
     return distinct
 
 
@@ -279,9 +281,10 @@ def attribute(name: str) -> Feature:
 
     def compute(context: UserContext) -> Array:
         rows = context.rows
+        whose = context.shared("profile owners", lambda: owners(rows.profile_splits))
         at = np.flatnonzero(rows.profile_name == hashed)
         found = np.zeros(len(rows), np.uint64)
-        found[owners(rows.profile_splits)[at]] = rows.profile_value[at]
+        found[whose[at]] = rows.profile_value[at]
         return found.view(np.int64)
 
     return Feature(

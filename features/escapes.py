@@ -6,13 +6,13 @@ The largest short number marks one that does not fit.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.ragged import lengths_of, sums
-from features.stored import Part, Unsealed
+from features.stored import Part
 
 _WIDE: Final = {1: "u1", 3: "u4", 4: "u4", 6: "u8"}
 
@@ -49,16 +49,3 @@ def parts_of(
         Part(short, lengths, widths.short),
         Part(long, sums(escapes, splits), widths.long),
     )
-
-
-def read(values: Unsealed, splits: NDArray[np.int64], widths: Widths) -> NDArray[np.int64]:
-    """The numbers of which each row has so many, from the next two parts."""
-    mark = (1 << 8 * widths.short) - 1
-    short: NDArray[Any] = values.next(_WIDE[widths.short], widths.short, lengths_of(splits))
-    numbers = short.astype(np.int64)
-    escapes = short == mark
-    if escapes.any():
-        long = values.next(_WIDE[widths.long], widths.long, sums(escapes, splits))
-        sign = 1 << 8 * widths.long - 1
-        numbers[escapes] = (long.astype(np.int64) ^ sign) - sign
-    return numbers

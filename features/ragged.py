@@ -70,17 +70,6 @@ def sums(values: NDArray[Any], splits: NDArray[np.int64]) -> NDArray[np.int64]:
     return lengths_of(splits_of(values)[splits])
 
 
-def suffix_sums(values: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """
-    Sum of every entry and those behind it in its row.
-
-    >>> suffix_sums(np.array([1, 2, 5]), np.array([0, 2, 2, 3])).tolist()
-    [3, 2, 5]
-    """
-    before = splits_of(values)
-    return np.repeat(before[splits[1:]], lengths_of(splits)) - before[:-1]
-
-
 class Appended(NamedTuple):
     """How to append to ragged rows that keep their newest entries only."""
 

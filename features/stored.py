@@ -85,7 +85,8 @@ class Unsealed:
     The m values that are whole and ours, one after the other, to be read part by part.
 
     `there` are their places among the values given, `corrupt` those of values that were given and
-    are not whole or not ours.
+    are not whole or not ours. `at` is where in `data` each one's next part begins; reading moves
+    it.
     """
 
     def __init__(self, values: Sequence[bytes | None], kind: int, least: int) -> None:
@@ -95,26 +96,26 @@ class Unsealed:
         kept = [v for v in values if v is not None and len(v) >= least]
         digest = xxhash.xxh3_64_intdigest
         found = np.array([digest(v[SEAL_BYTES:]) for v in kept], np.uint64)
-        self._data, at = _joined(kept, sizes[good])
-        fine = anywhere(self._data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
+        self.data, at = _joined(kept, sizes[good])
+        fine = anywhere(self.data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
         good[good] = fine
         self.there = np.flatnonzero(good)
         self.corrupt = tuple(np.flatnonzero((sizes >= 0) & ~good).tolist())
-        self._at = at[fine] + SEAL_BYTES
+        self.at = at[fine] + SEAL_BYTES
 
     def one(self, dtype: str, size: int) -> NDArray[Any]:
         """The next part, of which every row has one entry, [m]."""
-        found = _cut(anywhere(self._data, np.dtype(dtype))[self._at], size)
-        self._at = self._at + size
+        found = _cut(anywhere(self.data, np.dtype(dtype))[self.at], size)
+        self.at = self.at + size
         return found
 
     def next(self, dtype: str, size: int, lengths: NDArray[np.int64]) -> NDArray[Any]:
         """The next part, of which every row has so many entries."""
-        words = anywhere(self._data, np.dtype(dtype))
+        words = anywhere(self.data, np.dtype(dtype))
         if not lengths.any():
             return np.empty(0, words.dtype)
-        at = spans(self._at, lengths, size)
-        self._at = self._at + lengths * size
+        at = spans(self.at, lengths, size)
+        self.at = self.at + lengths * size
         return _cut(words[at], size)
 
 

@@ -17,14 +17,15 @@ unless it is 0), and 8 bytes for every item that differs from the one before.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.ragged import lengths_of, suffix_sums, sums
-from features.stored import Part, Unsealed
+from features.ragged import lengths_of, sums
+from features.stored import Bytes, Part, Unsealed
 from features.tiles import TYPES
+from schemas.compiled import compiled, filled, given
 
 _ENTRY_BYTES: Final = 3
 _TIME_BYTES: Final = 6
@@ -34,9 +35,10 @@ _MARK: Final = (1 << 32) - 1
 _SIGN: Final = 1 << 8 * _TIME_BYTES - 1
 
 _VALUE_SHIFT, _SAME_SHIFT, _TIME_SHIFT, _HALF_SHIFT = 4, 6, 8, 16
-_FAR: Final = np.uint32(0x80)
-_CODE: Final = np.uint32(0xFF)
+_FAR_BIT, _CODE_BITS = 0x80, 0xFF
+_FAR: Final = np.uint32(_FAR_BIT)
 _HALF: Final = np.uint32(0xFFFF)
+_NO_VALUE: Final = int(np.array(np.nan, np.float32).view(np.uint32))
 
 
 class History(NamedTuple):
@@ -88,25 +90,105 @@ def read(
     values: Unsealed, splits: NDArray[np.int64], last_ms: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], History]:
     """First seen [n], and the histories of which each row has so many, from the next parts."""
-    entries = _entries(splits)
-    words = values.next("u4", _ENTRY_BYTES, lengths_of(entries))
-    steps = (words >> np.uint32(_TIME_SHIFT)).astype(np.int64)
-    far = (words & _FAR) != 0
-    at = np.flatnonzero(far)
-    told = steps[at] | values.next("u2", 2, sums(far, entries)).astype(np.int64) << _HALF_SHIFT
-    steps[at] = told - _BIAS
-    long = at[told == _MARK]
-    six = values.next("u8", _TIME_BYTES, _counts(long, entries)).astype(np.int64)
-    steps[long] = (six ^ _SIGN) - _SIGN
-    time_ms = np.repeat(last_ms, lengths_of(entries)) - suffix_sums(steps, entries)
-    first = _firsts(entries)
-    codes = (words[~first] & _CODE).astype(np.uint8)
-    count = (codes >> np.uint8(_VALUE_SHIFT)) & np.uint8(3)
-    value = _joined(count, values.next("u2", 2, sums(count, splits)))
-    fresh = (codes >> _SAME_SHIFT) & 1 == 0
-    item = values.next("u8", 8, sums(fresh, splits))[np.cumsum(fresh) - 1]
-    history = History(splits, item, time_ms[~first], codes & np.uint8(TYPES - 1), value)
-    return time_ms[first], history
+    first_ms, h = np.empty(len(last_ms), np.int64), int(splits[-1])
+    time_ms, codes = np.empty(h, np.int64), np.empty(h, np.uint8)
+    _read_times(values.data, values.at, splits, last_ms, first_ms, time_ms, codes)
+    bits, item = np.empty(h, np.uint32), np.empty(h, np.uint64)
+    _read_values(values.data, values.at, splits, codes, bits, item)
+    history = History(splits, item, time_ms, codes & np.uint8(TYPES - 1), bits.view(np.float32))
+    return first_ms, history
+
+
+_OF_ROWS: Final = (given("uint8"), filled("int64"), given("int64"))  # data, at, splits
+
+
+@compiled(given("uint8"), "int64", "int64")
+def _number(data: Bytes, place: int, size: int) -> Any:
+    """`size` bytes, the lowest first."""
+    if place + size > len(data):
+        raise ValueError("a stored history is shorter than it says")
+    found = np.int64(0)
+    for at in range(size):
+        found |= np.int64(data[place + at]) << 8 * at
+    return found
+
+
+@compiled(given("uint8"), "int64", "int64")
+def _far(data: Bytes, place: int, entries: int) -> int:
+    """How many of these entries have an upper half."""
+    found = 0
+    for e in range(entries):
+        found += _number(data, place + _ENTRY_BYTES * e, _ENTRY_BYTES) & _FAR_BIT != 0
+    return found
+
+
+@compiled(*_OF_ROWS, given("int64"), filled("int64"), filled("int64"), filled("uint8"))
+def _read_times(
+    data: Bytes,
+    places: NDArray[np.int64],
+    splits: NDArray[np.int64],
+    last_ms: NDArray[np.int64],
+    first_ms: NDArray[np.int64],
+    time_ms: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+) -> None:
+    """Read entries, upper halves and long times: fills in times, and what codes say beside them."""
+    for i in range(len(last_ms)):
+        start, length = splits[i], splits[i + 1] - splits[i]
+        halves = places[i] + _ENTRY_BYTES * (length + 1)
+        longs = halves + 2 * _far(data, places[i], length + 1)
+        steps = np.empty(length + 1, np.int64)
+        for e in range(length + 1):
+            word = _number(data, places[i] + _ENTRY_BYTES * e, _ENTRY_BYTES)
+            step = word >> _TIME_SHIFT
+            if word & _FAR_BIT:
+                step |= _number(data, halves, 2) << _HALF_SHIFT
+                halves += 2
+                if step == _MARK:
+                    step = (_number(data, longs, _TIME_BYTES) ^ _SIGN) - _SIGN
+                    longs += _TIME_BYTES
+                else:
+                    step -= _BIAS
+            steps[e] = step
+            if e > 0:
+                codes[start + e - 1] = word & _CODE_BITS
+        following = last_ms[i]
+        for e in range(length, 0, -1):
+            following -= steps[e]
+            time_ms[start + e - 1] = following
+        first_ms[i] = following - steps[0]
+        places[i] = longs
+
+
+@compiled(*_OF_ROWS, given("uint8"), filled("uint32"), filled("uint64"))
+def _read_values(
+    data: Bytes,
+    places: NDArray[np.int64],
+    splits: NDArray[np.int64],
+    codes: NDArray[np.uint8],
+    bits: NDArray[np.uint32],
+    item: NDArray[np.uint64],
+) -> None:
+    """Read values and items: fills in the bits of the values, and the items."""
+    for i in range(len(places)):
+        place = places[i]
+        for e in range(splits[i], splits[i + 1]):
+            halves = (codes[e] >> _VALUE_SHIFT) & 3
+            found = _NO_VALUE
+            if halves > 0:
+                found = _number(data, place, 2) << _HALF_SHIFT
+                place += 2
+            if halves > 1:
+                found |= _number(data, place, 2)
+                place += 2
+            bits[e] = found
+        last = np.uint64(0)
+        for e in range(splits[i], splits[i + 1]):
+            if codes[e] >> _SAME_SHIFT & 1 == 0:
+                last = np.uint64(_number(data, place, 8))
+                place += 8
+            item[e] = last
+        places[i] = place
 
 
 def _entries(splits: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -167,16 +249,3 @@ def _halved(value: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.u
     told[:, 0] = True
     count[some] = told.sum(axis=1)
     return count, pairs[told]
-
-
-def _joined(count: NDArray[np.uint8], halves: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The values that `_halved` took apart."""
-    bits = np.full(len(count), np.nan, np.float32).view(np.uint32)
-    some = np.flatnonzero(count)
-    many = count[some]
-    at = np.cumsum(many, dtype=np.int64) - many
-    found = halves[at].astype(np.uint32) << np.uint32(_HALF_SHIFT)
-    two = many > 1
-    found[two] |= halves[at[two] + 1]
-    bits[some] = found
-    return bits.view(np.float32)

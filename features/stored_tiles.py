@@ -8,19 +8,22 @@ the count less 1 if that is below 3, else plus 3: that is the tile's step. Large
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import escapes
 from features.escapes import Widths
-from features.ragged import lengths_of, owners, splits_of, suffix_sums, sums
-from features.stored import Part, Unsealed
+from features.ragged import owners, splits_of, sums
+from features.stored import Bytes, Part, Unsealed
 from features.tiles import SPANS, Tiles, newest_key, span_of
+from schemas.compiled import compiled, filled, given
 
-_STEP: Final = Widths(short=1, long=4)  # 3.9 days or hours
-_COUNT: Final = Widths(short=1, long=6)
+_STEP_BYTES, _COUNT_BYTES = 4, 6  # of those that do not fit into one
+_ESCAPE: Final = 255
+_STEP: Final = Widths(short=1, long=_STEP_BYTES)  # 3.9 days or hours
+_COUNT: Final = Widths(short=1, long=_COUNT_BYTES)
 _COUNT_BITS: Final = 2
 _MANY: Final = 4  # the smallest count that follows
 
@@ -67,15 +70,81 @@ def parts_of(
 
 def read(values: Unsealed, lengths: NDArray[np.uint64], newest_ms: NDArray[np.int64]) -> Tiles:
     """The tiles, from the next parts of rows with these lengths."""
-    group = _groups(lengths)
-    splits = group[::SPANS]
-    steps = escapes.read(values, splits, _STEP)
-    count = (steps & (_MANY - 1)).astype(np.uint32) + np.uint32(1)
-    many = count == _MANY
-    told = escapes.read(values, splits_of(sums(many, splits)), _COUNT)
-    count[many] = told + _MANY
-    key = np.repeat(_upto(newest_ms), lengths_of(group)) - suffix_sums(steps >> _COUNT_BITS, group)
-    return Tiles(splits, key.astype(np.uint32), count)
+    groups = _groups(lengths)
+    key, count = np.empty(int(groups[-1]), np.uint32), np.empty(int(groups[-1]), np.uint32)
+    _read(values.data, values.at, groups, _upto(newest_ms), key, count)
+    return Tiles(groups[::SPANS], key, count)
+
+
+@compiled(given("uint8"), "int64", "int64")
+def _number(data: Bytes, place: int, size: int) -> Any:
+    """`size` bytes, the lowest first, in two's complement."""
+    if place + size > len(data):
+        raise ValueError("stored tiles are shorter than they say")
+    found = np.int64(0)
+    for at in range(size):
+        found |= np.int64(data[place + at]) << 8 * at
+    sign = 1 << 8 * size - 1
+    return (found ^ sign) - sign
+
+
+@compiled(given("int64"), "int64", filled("uint32"))
+def _place(steps: NDArray[np.int64], upto: int, key: NDArray[np.uint32]) -> None:
+    """Fill in the keys of a span, each before the next one."""
+    following = upto
+    for j in range(len(key) - 1, -1, -1):
+        following -= steps[j] >> _COUNT_BITS
+        key[j] = following
+
+
+@compiled(
+    given("uint8"),
+    filled("int64"),
+    given("int64"),
+    given("int64"),
+    filled("uint32"),
+    filled("uint32"),
+)
+def _read(
+    data: Bytes,
+    places: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    upto: NDArray[np.int64],
+    key: NDArray[np.uint32],
+    count: NDArray[np.uint32],
+) -> None:
+    """
+    Read steps and counts: fills in keys and counts.
+
+    Args:
+        groups: [n * SPANS + 1] splits of the rows' spans.
+        upto: [n * SPANS] the largest key of each.
+    """
+    for i in range(len(places)):
+        start, stop = groups[i * SPANS], groups[(i + 1) * SPANS]
+        steps = np.empty(stop - start, np.int64)
+        place, many = places[i] + len(steps), 0
+        for j in range(len(steps)):
+            steps[j] = data[places[i] + j]
+            if steps[j] == _ESCAPE:
+                steps[j] = _number(data, place, _STEP_BYTES)
+                place += _STEP_BYTES
+            many += steps[j] & (_MANY - 1) == _MANY - 1
+        longs = place + many
+        for j in range(len(steps)):
+            told = (steps[j] & (_MANY - 1)) + 1
+            if told == _MANY:
+                more = np.int64(data[place])
+                place += 1
+                if more == _ESCAPE:
+                    more = _number(data, longs, _COUNT_BYTES)
+                    longs += _COUNT_BYTES
+                told += more
+            count[start + j] = told
+        for group in range(i * SPANS, (i + 1) * SPANS):
+            begin, end = groups[group], groups[group + 1]
+            _place(steps[begin - start : end - start], upto[group], key[begin:end])
+        places[i] = longs
 
 
 def _groups(lengths: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -8,12 +8,16 @@ length, and what grows is a new array. So a reader finds every text that it was 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.declare import Array
+from features.ragged import splits_of
 from schemas.compiled import compiled, filled, given
 
 
@@ -48,20 +52,29 @@ class Texts:
         Raises:
             IndexError: there is no text at one of them.
         """
+        gathered, splits = self.content(places)
+        content, cuts = gathered.tobytes(), list(pairwise(splits.tolist()))
+        text = content.decode()
+        if len(text) == len(content):  # ASCII: a byte is a character
+            return [text[start:stop] for start, stop in cuts]
+        return [content[start:stop].decode() for start, stop in cuts]
+
+    def content(self, places: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """
+        The texts at these places in UTF-8, one after the other, and their splits, [n + 1].
+
+        Raises:
+            IndexError: there is no text at one of them.
+        """
         if len(places) and not 0 <= places.min() <= places.max() < self._count:
             wrong = places[(places < 0) | (places >= self._count)][0]
             raise IndexError(f"there is no text {wrong} among {self._count}")
         ends = self._ends
         starts, lengths = ends[places], ends[places + 1] - ends[places]
-        stops = np.cumsum(lengths)
-        gathered = np.empty(int(stops[-1]) if len(stops) else 0, np.uint8)
+        splits = splits_of(lengths)
+        gathered = np.empty(int(splits[-1]), np.uint8)
         _gather(self._bytes, starts, lengths, gathered)
-        content = gathered.tobytes()
-        cuts = list(pairwise([0, *stops.tolist()]))
-        text = content.decode()
-        if len(text) == len(content):  # ASCII: a byte is a character
-            return [text[start:stop] for start, stop in cuts]
-        return [content[start:stop].decode() for start, stop in cuts]
+        return gathered, splits
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(self._count))
@@ -79,6 +92,57 @@ class Texts:
         self._bytes[start:end] = np.frombuffer(b"".join(content), np.uint8)
         self._ends[self._count + 1 : count + 1] = ends
         self._count = count
+
+
+class Chosen:
+    """
+    The texts at some places, made when one of them is looked at.
+
+    >>> texts = Texts()
+    >>> texts.extend(["film", "book", "song"])
+    >>> list(Chosen(texts, np.array([2, 0, 1])).part(1, 3))
+    ['film', 'book']
+    """
+
+    def __init__(self, texts: Texts, places: NDArray[np.int64]) -> None:
+        self.texts = texts
+        self.places = places
+
+    def part(self, start: int, stop: int) -> ChosenTexts:
+        """Some of them, by themselves."""
+        return ChosenTexts(self, start, stop)
+
+    @cached_property
+    def made(self) -> list[str]:
+        """[n]"""
+        return self.texts.at(self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenTexts(Sequence[str]):
+    """A sequence of texts, of which so far only the places may be known."""
+
+    of: Chosen
+    start: int
+    stop: int
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """[n]"""
+        return self.of.places[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self.of.made[self.start : self.stop][index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of.made[self.start : self.stop])
 
 
 @compiled(given("uint8"), given("int64"), given("int64"), filled("uint8"))

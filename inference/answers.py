@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from features.assemble import ItemFeatures
 from features.declare import FeatureSet
+from features.texts import ChosenTexts
 from inference.live import Deployment
 from inference.lookup import Found
 from inference.model import ModelRef
 from inference.requests import Asked, Bad
 from inference.scorer import Assembled, Pick, Scorer
 from ingest.clock import Clock
-from schemas.column_writer import Column, Ragged, Same, Some
+from schemas.column_writer import Column, Encoded, Ragged, Same, Some
 from schemas.events import Arm, Attribute, Recommendation, ScoredItem, Shadow, StageLatency, Status
 
 _OK: Final = list(Status).index(Status.OK)
@@ -87,7 +88,7 @@ class Answered:
             "items": Ragged(
                 np.cumsum([0, *(len(pick.ids) for pick in picks)]),
                 {
-                    "item_id": [item_id for pick in picks for item_id in pick.ids],
+                    "item_id": _item_ids(picks),
                     "score": np.concatenate([pick.scores for pick in picks]),
                     "longs": self.items.longs,
                     "floats": self.items.floats,
@@ -204,6 +205,15 @@ class Answered:
         )
 
 
+def _item_ids(picks: Sequence[Pick]) -> Column:
+    """Of all picks, without a text for each where only the places of texts are known."""
+    told = [pick.ids for pick in picks]
+    chosen = [ids for ids in told if isinstance(ids, ChosenTexts)]
+    if len(chosen) < len(told) or len({id(ids.of.texts) for ids in chosen}) != 1:
+        return [item_id for ids in told for item_id in ids]
+    return Encoded(*chosen[0].of.texts.content(np.concatenate([ids.places for ids in chosen])))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """One answer for each of n requests; the poisonous ones are dead letters as well."""
@@ -260,5 +270,8 @@ def _shadow(version: int, pick: Pick | None, took_us: int, error: str) -> Shadow
     if pick is None:
         return Shadow(version=version, item_ids=(), scores=(), latency_us=took_us, error=error)
     return Shadow(
-        version=version, item_ids=pick.ids, scores=tuple(pick.scores.tolist()), latency_us=took_us
+        version=version,
+        item_ids=tuple(pick.ids),
+        scores=tuple(pick.scores.tolist()),
+        latency_us=took_us,
     )

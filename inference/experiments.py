@@ -110,19 +110,19 @@ def drafted(a: Pick, b: Pick, k: int, first: NDArray[np.uint8]) -> tuple[Pick, s
     >>> "".join(found.ids), teams
     ('xwvy', '0110')
     """
-    picks, at = (a, b), [0, 0]
+    picks, names, at = (a, b), (list(a.ids), list(b.ids)), [0, 0]
     taken: set[str] = set()
     order: list[tuple[int, int]] = []
     for turn in range(2 * len(first)):
         team = int(first[turn // 2]) ^ (turn % 2)
-        ids = picks[team].ids
+        ids = names[team]
         while at[team] < len(ids) and ids[at[team]] in taken:
             at[team] += 1
         if len(order) < k and at[team] < len(ids):
             taken.add(ids[at[team]])
             order.append((team, at[team]))
     found = Pick(
-        ids=tuple(picks[team].ids[place] for team, place in order),
+        ids=tuple(names[team][place] for team, place in order),
         hashes=np.array([picks[team].hashes[place] for team, place in order], np.uint64),
         scores=np.array([picks[team].scores[place] for team, place in order], np.float32),
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from features.assemble import ItemFeatures, LaterItems, UserFeatures, assemble_items
 from features.declare import FeatureSet, ItemContext, UserContext
 from features.hashing import hash_ids
+from features.texts import Chosen
 from inference.model import Model, Scored
 from inference.requests import Asked
 from inference.rules import DEPTH, Candidates, Rule, applied
@@ -55,7 +56,7 @@ class Assembled:
 class Pick:
     """What one request gets, best first."""
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     hashes: NDArray[np.uint64]
     scores: NDArray[np.float32]
 
@@ -101,11 +102,11 @@ class Scorer:
         keep = at >= 0
         keep &= np.cumsum(keep, axis=1) <= ks[:, None]
         kept, scores = at[keep], scores[keep]
-        hashes, ids = self._items.hashes[kept], self._items.ids.at(kept)
+        hashes, ids = self._items.hashes[kept], Chosen(self._items.ids, kept)
         picks, start = {}, 0
         for i, stop in zip(index.tolist(), np.cumsum(keep.sum(axis=1)).tolist(), strict=True):
             picks[i] = Pick(
-                ids=tuple(ids[start:stop]), hashes=hashes[start:stop], scores=scores[start:stop]
+                ids=ids.part(start, stop), hashes=hashes[start:stop], scores=scores[start:stop]
             )
             start = stop
         return picks

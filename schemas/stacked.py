@@ -7,8 +7,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from schemas.column_writer import Column, Ragged, Same, Some
+from schemas.column_writer import Column, Encoded, Ragged, Same, Some
 
 
 def stacked(batches: Sequence[Mapping[str, Column]], sizes: Sequence[int]) -> dict[str, Column]:
@@ -38,6 +39,8 @@ def _column(parts: Sequence[Column], sizes: Sequence[int]) -> Column:
         return _ragged(parts)
     if isinstance(first, Mapping):
         return stacked(parts, sizes)  # type: ignore[arg-type] # all are, or it fails
+    if all(isinstance(one, Encoded) for one in parts):
+        return _encoded(parts)
     each = [_each(one, size) for one, size in zip(parts, sizes, strict=True)]
     if all(isinstance(one, np.ndarray) for one in each):
         return np.concatenate(each)
@@ -46,6 +49,8 @@ def _column(parts: Sequence[Column], sizes: Sequence[int]) -> Column:
 
 def _each(part: Any, size: int) -> Any:
     """A value a record."""
+    if isinstance(part, Encoded):
+        return part.texts()
     if not isinstance(part, Same):
         return part
     value = part.value
@@ -53,14 +58,22 @@ def _each(part: Any, size: int) -> Any:
     return [value] * size if plain else np.full(size, value)
 
 
+def _encoded(parts: Sequence[Any]) -> Encoded:
+    content = np.concatenate([one.content for one in parts])
+    return Encoded(content, _joined([one.splits for one in parts]))
+
+
 def _ragged(parts: Sequence[Any]) -> Ragged:
     counts = [int(one.splits[-1]) for one in parts]
-    starts = np.cumsum([0, *counts])
-    splits = [one.splits[1:] + start for one, start in zip(parts, starts, strict=False)]
-    return Ragged(
-        np.concatenate([np.zeros(1, np.int64), *splits]),
-        _column([one.values for one in parts], counts),
-    )
+    values = _column([one.values for one in parts], counts)
+    return Ragged(_joined([one.splits for one in parts]), values)
+
+
+def _joined(splits: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Splits of values that stand one after the other."""
+    starts = np.cumsum([0, *(int(one[-1]) for one in splits)])
+    moved = [one[1:] + start for one, start in zip(splits, starts, strict=False)]
+    return np.concatenate([np.zeros(1, np.int64), *moved])
 
 
 def _some(parts: Sequence[Any], sizes: Sequence[int]) -> Some:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import Codec, schema_of, without_logical_types
-from schemas.column_writer import ColumnWriter, Ragged, Same, Some
+from schemas.column_writer import ColumnWriter, Encoded, Ragged, Same, Some
 from schemas.errors import Misconfigured, Rejected
 from schemas.events import ItemFeatures, Recommendation, Status, UserEvent
 from schemas.registry import MemoryRegistry
@@ -101,11 +101,24 @@ def test_one_value_for_all_and_matrices_for_arrays() -> None:
     assert found == codec.encode_many(expected)
 
 
+def test_texts_that_are_encoded_already() -> None:
+    codec = Codec(MemoryRegistry(), Recommendation, "t")
+    writer = ColumnWriter(codec, Recommendation)
+    content = "añb".encode()
+    encoded = Encoded(np.frombuffer(content, np.uint8), np.array([0, 3, 4]))
+    assert encoded.texts() == ["añ", "b"]
+    given, expected = base(2) | {"request_id": encoded}, base(2) | {"request_id": ["añ", "b"]}
+    assert writer.encode(given, 2) == writer.encode(expected, 2)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"request_id": ["lone \ud800", "b"]},
         {"request_id": ["one"]},
+        {"request_id": Encoded(np.zeros(3, np.uint8), np.array([0, 3]))},
+        {"request_id": Encoded(np.zeros(3, np.uint8), np.array([0, 2, 4]))},
+        {"request_id": Encoded(np.zeros(3, np.uint8), np.array([0, 4, 3]))},
         {"request_id": [None, "b"]},
         {"events_partition": np.array([1, 2**31])},
         {"events_partition": np.array([-(2**31) - 1, 1])},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.texts import Texts
+from features.texts import Chosen, Texts
 
 texts = st.lists(st.text(max_size=5), min_size=1, max_size=40)
 
@@ -19,6 +19,21 @@ def test_texts_are_found_at_any_places(given_texts: list[str], data: st.DataObje
     places = data.draw(st.lists(st.integers(0, len(given_texts) - 1)))
     found = held.at(np.array(places, np.int64))
     assert found == [given_texts[at] for at in places] == [held[at] for at in places]
+
+
+@given(texts, st.data())
+def test_chosen_texts_are_a_sequence_like_any(given_texts: list[str], data: st.DataObject) -> None:
+    held = Texts()
+    held.extend(given_texts)
+    places = data.draw(st.lists(st.integers(0, len(given_texts) - 1)))
+    start = data.draw(st.integers(0, len(places)))
+    stop = data.draw(st.integers(start, len(places)))
+    found = Chosen(held, np.array(places, np.int64)).part(start, stop)
+    expected = [given_texts[at] for at in places[start:stop]]
+    assert found.places.tolist() == places[start:stop]
+    assert len(found) == len(expected)
+    assert [*found] == [found[at] for at in range(len(found))] == found[:] == expected
+    assert found[1:] == expected[1:]
 
 
 @pytest.mark.parametrize("wrong", [-1, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from schemas.column_writer import Ragged, Same, Some
+from schemas.column_writer import Encoded, Ragged, Same, Some
 from schemas.stacked import stacked
 
 
@@ -21,6 +21,15 @@ def test_arrays_keep_their_lengths():
     found = stacked([{"a": one}, {"a": other}], [2, 2])["a"]
     assert isinstance(found, Ragged)
     assert (found.splits.tolist(), found.values) == ([0, 2, 2, 2, 3], ["a", "b", "c"])
+
+
+def test_encoded_texts_stay_so_and_become_texts_beside_others():
+    one = Encoded(np.frombuffer("añb".encode(), np.uint8), np.array([0, 3, 4]))
+    other = Encoded(np.frombuffer(b"cd", np.uint8), np.array([0, 0, 2]))
+    found = stacked([{"a": one}, {"a": other}], [2, 2])["a"]
+    assert isinstance(found, Encoded)
+    assert found.texts() == ["añ", "b", "", "cd"]
+    assert stacked([{"a": one}, {"a": ["x"]}], [2, 1]) == {"a": ["añ", "b", "x"]}
 
 
 def test_records_within_arrays_and_records_are_stacked_too():

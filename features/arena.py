@@ -44,7 +44,12 @@ class ArenaView(NamedTuple):
 
         Args:
             index: [m] items; -1: nothing is known of it.
+
+        Raises:
+            IndexError: there is no such item.
         """
+        if index.max(initial=-1) >= len(self.slots):
+            raise IndexError(f"there is no item {index.max()} among {len(self.slots)}")
         found = np.zeros((len(index), TYPES), np.int64)
         _count(self.slots, self.words, index, low, high, found)
         return found

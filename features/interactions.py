@@ -35,6 +35,9 @@ def last_by_type(
         event_type, item, time_ms: [h]
         items: [n, types, r] zeros.
         newest_ms: [n, types] zeros.
+
+    Raises:
+        ValueError: an event type that is not one of `types`.
     """
     types, recent = items.shape[1:]
     told = np.zeros(types, np.int64)
@@ -42,6 +45,8 @@ def last_by_type(
         told[:] = 0
         for h in range(splits[i + 1] - 1, splits[i] - 1, -1):
             kind = event_type[h]
+            if kind >= types:
+                raise ValueError("a history has an event type that there is not")
             newest_ms[i, kind] = max(newest_ms[i, kind], time_ms[h])
             if told[kind] < recent:
                 told[kind] += 1

@@ -76,11 +76,16 @@ def read(values: Unsealed, lengths: NDArray[np.uint64], newest_ms: NDArray[np.in
     return Tiles(groups[::SPANS], key, count)
 
 
+@compiled(given("uint8"), "int64")
+def _check(data: Bytes, stop: int) -> None:
+    if stop > len(data):
+        raise ValueError("stored tiles are shorter than they say")
+
+
 @compiled(given("uint8"), "int64", "int64")
 def _number(data: Bytes, place: int, size: int) -> Any:
     """`size` bytes, the lowest first, in two's complement."""
-    if place + size > len(data):
-        raise ValueError("stored tiles are shorter than they say")
+    _check(data, place + size)
     found = np.int64(0)
     for at in range(size):
         found |= np.int64(data[place + at]) << 8 * at
@@ -117,13 +122,15 @@ def _read(
     Read steps and counts: fills in keys and counts.
 
     Args:
-        groups: [n * SPANS + 1] splits of the rows' spans.
-        upto: [n * SPANS] the largest key of each.
+        groups: [n * spans + 1] splits of the rows' spans.
+        upto: [n * spans] the largest key of each.
     """
+    spans = len(upto) // max(1, len(places))
     for i in range(len(places)):
-        start, stop = groups[i * SPANS], groups[(i + 1) * SPANS]
+        start, stop = groups[i * spans], groups[(i + 1) * spans]
         steps = np.empty(stop - start, np.int64)
         place, many = places[i] + len(steps), 0
+        _check(data, place)
         for j in range(len(steps)):
             steps[j] = data[places[i] + j]
             if steps[j] == _ESCAPE:
@@ -131,6 +138,7 @@ def _read(
                 place += _STEP_BYTES
             many += steps[j] & (_MANY - 1) == _MANY - 1
         longs = place + many
+        _check(data, longs)
         for j in range(len(steps)):
             told = (steps[j] & (_MANY - 1)) + 1
             if told == _MANY:
@@ -141,7 +149,7 @@ def _read(
                     longs += _COUNT_BYTES
                 told += more
             count[start + j] = told
-        for group in range(i * SPANS, (i + 1) * SPANS):
+        for group in range(i * spans, (i + 1) * spans):
             begin, end = groups[group], groups[group + 1]
             _place(steps[begin - start : end - start], upto[group], key[begin:end])
         places[i] = longs

@@ -251,7 +251,7 @@ class Sliding:
         middle of what has passed of it. Days after now do not count.
         """
         tiles, found = self._tiles, self._nothing()
-        _decay(tiles.splits, tiles.key, tiles.count, self._now_ms, half_life_ms, found)
+        _decay(tiles.splits, tiles.key, tiles.count, self._now_ms, DAY_MS, half_life_ms, found)
         return found
 
     def _nothing(self) -> NDArray[np.float64]:
@@ -285,12 +285,13 @@ def _slide(
                 found[i, key & (TYPES - 1)] += counts[j] * (left[i] if age == wide else 1.0)
 
 
-@compiled(*_OF_TILES, given("int64"), "int64", filled("float64", 2))
+@compiled(*_OF_TILES, given("int64"), "int64", "int64", filled("float64", 2))
 def _decay(
     splits: NDArray[np.int64],
     keys: NDArray[np.uint32],
     counts: NDArray[np.uint32],
     now_ms: NDArray[np.int64],
+    day_ms: int,
     half_life_ms: int,
     found: NDArray[np.float64],
 ) -> None:
@@ -301,11 +302,11 @@ def _decay(
             if key >> _SPAN_SHIFT != DAY:
                 continue
             bucket = (key & _IN_SPAN) >> _BUCKET_SHIFT
-            if bucket * DAY_MS > now_ms[i]:
+            if bucket * day_ms > now_ms[i]:
                 continue
             if bucket != day:  # the types of a day stand together
                 day = bucket
-                middle_ms = (day * DAY_MS + min((day + 1) * DAY_MS, now_ms[i])) / 2
+                middle_ms = (day * day_ms + min((day + 1) * day_ms, now_ms[i])) / 2
                 left = 2.0 ** (-(now_ms[i] - middle_ms) / half_life_ms)
             found[i, key & (TYPES - 1)] += counts[j] * left
 

@@ -12,7 +12,7 @@ from schemas.compiled import compiled, filled, given
 Places = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
-_NEAR: Final = 1024  # a power of two, more than a request leaves out
+_NEAR: Final = 1024  # a power of two, several times what most requests leave out
 
 
 def without(at: Places, scores: Scores, left_out: Places, k: int) -> tuple[Places, Scores]:

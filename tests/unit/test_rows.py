@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from xxhash import xxh3_64_intdigest
 
+from features import stored_tiles
 from features.rows import Rows, concat, decode, empty, encode, take
+from features.stored import SEAL_BYTES
 from features.tiles import HOUR, tile_key
 
 MINE = "0123456789abcdef"
@@ -99,6 +102,23 @@ def test_a_row_that_is_too_long_is_refused() -> None:
     ring = {"ring_splits": np.array([0, 1024]), "ring": np.zeros(1024, np.uint32)}
     with pytest.raises(ValueError, match="too long"):
         encode(replace(empty(1), **ring), MINE)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "problem"),
+    [
+        (1000 << stored_tiles.LENGTH_BITS, "history is shorter than it says"),
+        (2 << stored_tiles.LENGTH_BITS | 9000 << 5, "tiles are shorter than they say"),
+    ],
+)
+def test_a_row_that_claims_more_than_it_holds_is_refused(lengths: int, problem: str) -> None:
+    """Its checksum is right: whoever made it was in error, not whoever carried it."""
+    good = encode(two_rows(), MINE)[0]
+    kind = int.from_bytes(good[:SEAL_BYTES], "little") ^ xxh3_64_intdigest(good[SEAL_BYTES:])
+    body = lengths.to_bytes(8, "little") + good[SEAL_BYTES + 8 :]
+    value = (xxh3_64_intdigest(body) ^ kind).to_bytes(SEAL_BYTES, "little") + body
+    with pytest.raises(ValueError, match=problem):
+        decode([value], MINE)
 
 
 def test_rows_are_taken_in_any_order_and_number() -> None:

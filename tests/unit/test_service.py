@@ -20,6 +20,7 @@ from inference.scorer import ScorePolicy
 from inference.service import ServicePolicy
 from inference.told import RecommendAnswer, told
 from schemas.codec import Codec
+from schemas.column_writer import Encoded
 from schemas.errors import ModelFault, Reason, Rejected
 from schemas.events import Arm, Item, Offset, Recommendation, Status
 from schemas.registry import MemoryRegistry
@@ -329,6 +330,21 @@ def test_answers_written_by_columns_say_the_same(world):
     assert [codec.decode(one.value) for one in records] == list(answers.answers)
     assert [one.key for one in records] == [one.request.user_id.encode() for one in asked]
     assert {answer.shadow is None for answer in answers.answers} == {True, False}
+
+
+def test_columns_name_the_items_of_the_model_and_of_the_caller(world):
+    for requests in (
+        [request("ann"), request("bob", k=2)],
+        [request("ann"), request("bob", candidates=("item-7", "nowhere"))],
+        [request("ann", candidates=("item-7",))],
+    ):
+        ((_, part),) = world.service.answer(world.asked(*requests)).parts
+        items = part.columns()["items"]
+        told = items.values["item_id"]
+        found = told.texts() if isinstance(told, Encoded) else told
+        expected = [i.item_id for answer in part.recommendations() for i in answer.items]
+        assert found == expected
+        assert isinstance(told, Encoded) == all(not one.candidates for one in requests)
 
 
 def test_answers_of_several_batches_are_written_together(world):

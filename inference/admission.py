@@ -17,7 +17,7 @@ from inference.quota import Quotas
 from ingest.clock import Clock
 from ingest.log import Headers
 from ingest.metrics import Metrics
-from ingest.tracing import NO_TRACER, Kind, Span, Timeline, Trace, Tracer, Value
+from ingest.tracing import NO_TRACER, Kind, Span, Trace, Tracer, Value
 from schemas.errors import Overloaded, Unauthenticated
 
 log = structlog.get_logger(__name__)
@@ -194,7 +194,7 @@ class Admission:
     ) -> list[Span]:
         """The span of a call, and all below it."""
         end_s, status, error = end
-        line = Timeline(self._clock)
+        line = trace.on(self._clock)
         attributes = dict(span.attributes())
         attributes[span.status] = status
         if call.request_id:

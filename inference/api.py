@@ -36,7 +36,7 @@ from inference.trail import Trail
 from ingest.clock import Clock
 from ingest.log import Delivered, RecordBatch
 from ingest.metrics import Metrics
-from ingest.tracing import Timeline, Trace
+from ingest.tracing import Trace
 from schemas.errors import MillstreamError, NotServed, Reason, Rejected
 from schemas.events import RecommendationRequest, UserEvent
 
@@ -186,7 +186,7 @@ class Api:
         since_s = self._clock.monotonic_s()
         found = await self._predict.ask(call)
         if trace is not None and trace.sampled:
-            line = Timeline(self._clock)
+            line = trace.on(self._clock)
             trace.child(
                 "predict",
                 (line.ns(since_s), line.ns(self._clock.monotonic_s())),

@@ -14,7 +14,7 @@ from ingest.metrics import MemoryMetrics
 from ingest.placement import partition_of
 from ingest.settings import Settings
 from ingest.topics import Topics
-from ingest.tracing import Kind, Span, Timeline, Trace, open_tracer
+from ingest.tracing import Kind, Span, Trace, open_tracer
 from schemas.codec import Codec, Decoder
 from schemas.errors import BrokerUnavailable, Rejected
 from schemas.events import Item, Offset, Recommendation, RecommendationRequest
@@ -85,7 +85,7 @@ def _traced(settings: Settings, clock: Clock, topics: Topics) -> Iterator[Trace 
         error = ""
     finally:
         if trace is not None:
-            line = Timeline(clock)
+            line = trace.on(clock)
             root = Span(
                 name=f"send {topics.requests}",
                 kind=Kind.PRODUCER,

@@ -31,7 +31,7 @@ from ingest.clock import Clock
 from ingest.log import GroupSource, Headers, TopicPartition
 from ingest.metrics import Metrics
 from ingest.trace_context import SpanContext
-from ingest.tracing import NO_TRACER, Kind, Span, Timeline, Trace, Tracer, Value
+from ingest.tracing import NO_TRACER, Kind, Span, Trace, Tracer, Value
 from schemas.events import Arm, Status
 
 log = structlog.get_logger(__name__)
@@ -44,17 +44,13 @@ NAMED: Final = 3  # of the requests of a batch whose model failed: where all fai
 class _Batch:
     """What the followed requests of a batch have in common, worked out once."""
 
-    read_ns: int
-    score_ns: int
     reasons: Sequence[str]
     ages_ms: Sequence[int]
     rows: Mapping[tuple[int, str], int]  # by version and arm
 
     @classmethod
-    def of(cls, part: Answered, line: Timeline) -> _Batch:
+    def of(cls, part: Answered) -> _Batch:
         return cls(
-            read_ns=line.ns(part.times.read_at_s),
-            score_ns=line.ns(part.times.score_at_s),
             reasons=part.reasons(),
             ages_ms=part.row_ages().tolist(),
             rows=served_by(part),
@@ -150,35 +146,31 @@ class Trail:
         self._metrics.observe_all("serve.answer_s", took_s, traces=traces)
         shown = next(iter(traces.values()), "")
         self._metrics.observe("serve.latency_s", now_s - since_s, trace_id=shown, stage="commit")
-        if followed:
-            line = Timeline(self._clock)
+        for i, trace in followed.items():
+            line = trace.on(self._clock)
             times_ns = (line.ns(since_s), line.ns(now_s))
-            for i, trace in followed.items():
-                self._tracer.record(self._whole(entries[i], trace, times_ns))
+            self._tracer.record(self._whole(entries[i], trace, times_ns))
 
     # --- the thread that records answers given over the network
 
     def recorded(self, asked: Sequence[Asked], since_s: float) -> None:
         """The answers are on their topic; their callers have had them for a while."""
-        followed = [trace for one in asked if (trace := _followed(one))]
-        if followed:
-            line = Timeline(self._clock)
-            times_ns = (line.ns(since_s), line.ns(self._clock.monotonic_s()))
-            for trace in followed:
-                self._tracer.record([self._sent(trace, times_ns)])
+        now_s = self._clock.monotonic_s()
+        for trace in (found for one in asked if (found := _followed(one))):
+            line = trace.on(self._clock)
+            self._tracer.record([self._sent(trace, (line.ns(since_s), line.ns(now_s)))])
 
     # --- spans
 
     def _note(self, asked: Sequence[Asked], answers: Answers) -> None:
         """The steps that were taken for the followed requests."""
-        line = Timeline(self._clock)
         for i, answer in answers.closed.items():
             trace = asked[i].trace
             if trace is not None and answer.status is not Status.OK:
                 trace.error = f"{answer.status.value}: {answer.message or ''}"
         for _, part in answers.parts:
             if followed := sampled(part.batch.asked):
-                batch = _Batch.of(part, line)
+                batch = _Batch.of(part)
                 for at in followed:
                     self._note_steps(part, at, batch)
 
@@ -188,7 +180,8 @@ class Trail:
         if trace is None:
             return
         trace.error = f"fallback: {reason}" if reason else ""
-        read_ns, score_ns = batch.read_ns, batch.score_ns
+        line = trace.on(self._clock)
+        read_ns, score_ns = line.ns(times.read_at_s), line.ns(times.score_at_s)
         assemble_ns = read_ns + 1_000 * times.read
         row: dict[str, Value] = {"millstream.row.stale": bool(part.found.stale[at])}
         if batch.ages_ms[at] >= 0:

@@ -95,6 +95,27 @@ class CountedIds:
         return self._last
 
 
+class Timeline:
+    """
+    From the monotonic clock to nanoseconds since the epoch, by one look at both clocks: what
+    follows one another in a trace does so on it, even if the wall clock jumps. Two of them differ
+    by as much as the wall clock is coarse.
+
+    >>> from ingest.clock import ManualClock
+    >>> clock = ManualClock(now_ms=1_000)
+    >>> clock.advance(2.0)
+    >>> Timeline(clock).ns(0.5)
+    1500000000
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._zero_ns = clock.now_ms() * 1_000_000 - round(clock.monotonic_s() * 1e9)
+
+    def ns(self, monotonic_s: float) -> int:
+        """Since the epoch."""
+        return self._zero_ns + round(monotonic_s * 1e9)
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Trace:
     """
@@ -111,11 +132,18 @@ class Trace:
     cause: str = ""  # why its batch was handed on
     error: str = ""  # why it was not answered as it should be
     children: list[Span] = field(default_factory=list)
+    line: Timeline | None = None  # of all its spans here, once there is one
 
     @property
     def trace_id(self) -> str:
         """32 hexadecimal digits."""
         return self.own.trace_id
+
+    def on(self, clock: Clock) -> Timeline:
+        """The timeline of all its spans here, from the first look on."""
+        if self.line is None:
+            self.line = Timeline(clock)
+        return self.line
 
     def child(
         self,
@@ -313,26 +341,6 @@ class MemoryTracer:
 
 _NO_IDS: Final = CountedIds()
 NO_TRACER: Final = NoTracer()
-
-
-class Timeline:
-    """
-    From the monotonic clock to nanoseconds since the epoch, by one look at both clocks: what
-    follows one another in a trace does so on it, even if the wall clock jumps.
-
-    >>> from ingest.clock import ManualClock
-    >>> clock = ManualClock(now_ms=1_000)
-    >>> clock.advance(2.0)
-    >>> Timeline(clock).ns(0.5)
-    1500000000
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._zero_ns = clock.now_ms() * 1_000_000 - round(clock.monotonic_s() * 1e9)
-
-    def ns(self, monotonic_s: float) -> int:
-        """Since the epoch."""
-        return self._zero_ns + round(monotonic_s * 1e9)
 
 
 def open_tracer(settings: Settings, instance: str, clock: Clock, metrics: Metrics) -> Tracer:

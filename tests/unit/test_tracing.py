@@ -267,6 +267,16 @@ def test_times_of_one_trace_are_in_order_whatever_the_wall_clock_says() -> None:
     assert line.ns(0.25) == 5_250 * 1_000_000
 
 
+def test_all_spans_of_a_trace_are_on_one_timeline() -> None:
+    """Two looks at a wall clock of milliseconds may lie a millisecond apart."""
+    clock = ManualClock(now_ms=5_000)
+    trace = MemoryTracer(1.0, MemoryMetrics()).begin(SAMPLED)
+    assert trace is not None
+    line = trace.on(clock)
+    clock.advance(0.0009)
+    assert trace.on(clock) is line
+
+
 def test_a_span_does_not_end_before_it_starts() -> None:
     with pytest.raises(ValueError, match="ends before it starts: -1 ns"):
         Span(name="x", context=SpanContext(TRACE, SPAN), start_ns=2, end_ns=1)

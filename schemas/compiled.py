@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import numba
 
+from schemas.errors import Misconfigured
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -32,7 +34,20 @@ def compiled(*arguments: Any) -> Callable[[Function], Function]:
     Compile a function for these arguments: arrays as `given` and `filled` tell, or names of types.
 
     Other types are a TypeError: a version for them would be compiled while users wait.
+
+    Raises:
+        Misconfigured: there is no folder to keep it in.
     """
     wanted = [getattr(numba.types, one) if isinstance(one, str) else one for one in arguments]
-    made: Callable[[Function], Function] = numba.njit(tuple(wanted), cache=True)
-    return made
+
+    def compile_it(function: Function) -> Function:
+        try:
+            made: Function = numba.njit(tuple(wanted), cache=True)(function)
+        except RuntimeError as error:
+            raise Misconfigured(
+                f"compiled code is kept beside its module or in the user's cache, and neither can "
+                f"be written to ({error}): set NUMBA_CACHE_DIR to a folder that can"
+            ) from error
+        return made
+
+    return compile_it

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from schemas.compiled import compiled, filled, given
+from schemas.errors import Misconfigured
 
 
 @compiled(given("int64"), filled("int64"))
@@ -39,6 +41,17 @@ def test_what_is_read_may_lie_in_memory_as_it_likes_and_be_read_only() -> None:
 def test_other_types_are_refused(values: object, out: object) -> None:
     with pytest.raises(TypeError, match="No matching definition"):
         doubled(values, out)  # type: ignore[arg-type]
+
+
+def test_without_a_folder_to_keep_it_in_the_message_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nowhere(*_: object) -> object:
+        raise RuntimeError("cannot cache function 'one': no locator available")
+
+    monkeypatch.setattr(numba, "njit", lambda *_, **__: nowhere)
+    with pytest.raises(Misconfigured, match=r"'one'.* set NUMBA_CACHE_DIR to a folder that can"):
+        compiled("int64")(len)
 
 
 def test_the_next_process_finds_it_compiled(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def laid_out(n: int, parts: Sequence[Part]) -> LaidOut:
     at = splits[:-1] + SEAL_BYTES
     for flat, lengths, size in some:
         place = at if lengths is None else spans(at, lengths, size)
-        anywhere(data, flat.dtype)[place] = flat
+        _anywhere(data, flat.dtype)[place] = flat
         at = at + (size if lengths is None else lengths * size)
     return LaidOut(data, splits)
 
@@ -75,7 +75,7 @@ def sealed(laid: LaidOut, kind: int) -> list[bytes]:
         np.uint64,
         len(ends),
     )
-    anywhere(laid.data, np.dtype("u8"))[laid.splits[:-1]] = found ^ np.uint64(kind)
+    _anywhere(laid.data, np.dtype("u8"))[laid.splits[:-1]] = found ^ np.uint64(kind)
     whole = laid.data.tobytes()
     return [whole[a:b] for a, b in zip(bounds, ends, strict=False)]
 
@@ -97,7 +97,7 @@ class Unsealed:
         digest = xxhash.xxh3_64_intdigest
         found = np.array([digest(v[SEAL_BYTES:]) for v in kept], np.uint64)
         self.data, at = _joined(kept, sizes[good])
-        fine = anywhere(self.data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
+        fine = _anywhere(self.data, np.dtype("u8"))[at] == found ^ np.uint64(kind)
         good[good] = fine
         self.there = np.flatnonzero(good)
         self.corrupt = tuple(np.flatnonzero((sizes >= 0) & ~good).tolist())
@@ -105,13 +105,13 @@ class Unsealed:
 
     def one(self, dtype: str, size: int) -> NDArray[Any]:
         """The next part, of which every row has one entry, [m]."""
-        found = _cut(anywhere(self.data, np.dtype(dtype))[self.at], size)
+        found = _cut(_anywhere(self.data, np.dtype(dtype))[self.at], size)
         self.at = self.at + size
         return found
 
     def next(self, dtype: str, size: int, lengths: NDArray[np.int64]) -> NDArray[Any]:
         """The next part, of which every row has so many entries."""
-        words = anywhere(self.data, np.dtype(dtype))
+        words = _anywhere(self.data, np.dtype(dtype))
         if not lengths.any():
             return np.empty(0, words.dtype)
         at = spans(self.at, lengths, size)
@@ -125,7 +125,7 @@ def _joined(values: list[bytes], sizes: NDArray[np.int64]) -> tuple[Bytes, NDArr
     return data, np.cumsum(sizes) - sizes
 
 
-def anywhere(data: Bytes, kind: np.dtype[Any]) -> NDArray[Any]:
+def _anywhere(data: Bytes, kind: np.dtype[Any]) -> NDArray[Any]:
     """The buffer as a little-endian word from every byte on: they overlap."""
     shape = (len(data) - kind.itemsize + 1,)
     return np.ndarray(shape, kind.newbyteorder("<"), data, strides=(1,))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from features.declare import Array
 from features.ragged import splits_of
+from schemas.column_writer import Encoded
 from schemas.compiled import compiled, filled, given
 
 
@@ -52,16 +52,11 @@ class Texts:
         Raises:
             IndexError: there is no text at one of them.
         """
-        gathered, splits = self.content(places)
-        content, cuts = gathered.tobytes(), list(pairwise(splits.tolist()))
-        text = content.decode()
-        if len(text) == len(content):  # ASCII: a byte is a character
-            return [text[start:stop] for start, stop in cuts]
-        return [content[start:stop].decode() for start, stop in cuts]
+        return self.encoded(places).texts()
 
-    def content(self, places: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def encoded(self, places: NDArray[np.int64]) -> Encoded:
         """
-        The texts at these places in UTF-8, one after the other, and their splits, [n + 1].
+        The texts at these places in UTF-8, [n].
 
         Raises:
             IndexError: there is no text at one of them.
@@ -74,7 +69,7 @@ class Texts:
         splits = splits_of(lengths)
         gathered = np.empty(int(splits[-1]), np.uint8)
         _gather(self._bytes, starts, lengths, gathered)
-        return gathered, splits
+        return Encoded(gathered, splits)
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(self._count))

@@ -22,7 +22,7 @@ from inference.model import ModelRef
 from inference.requests import Asked, Bad
 from inference.scorer import Assembled, Pick, Scorer
 from ingest.clock import Clock
-from schemas.column_writer import Column, Encoded, Ragged, Same, Some
+from schemas.column_writer import Column, Ragged, Same, Some
 from schemas.events import Arm, Attribute, Recommendation, ScoredItem, Shadow, StageLatency, Status
 
 _OK: Final = list(Status).index(Status.OK)
@@ -211,7 +211,7 @@ def _item_ids(picks: Sequence[Pick]) -> Column:
     chosen = [ids for ids in told if isinstance(ids, ChosenTexts)]
     if len(chosen) < len(told) or len({id(ids.of.texts) for ids in chosen}) != 1:
         return [item_id for ids in told for item_id in ids]
-    return Encoded(*chosen[0].of.texts.content(np.concatenate([ids.places for ids in chosen])))
+    return chosen[0].of.texts.encoded(np.concatenate([ids.places for ids in chosen]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,8 +41,11 @@ class Encoded:
 
     def texts(self) -> list[str]:
         """[n]"""
-        content = self.content.tobytes()
-        return [content[start:stop].decode() for start, stop in pairwise(self.splits.tolist())]
+        content, cuts = self.content.tobytes(), pairwise(self.splits.tolist())
+        text = content.decode()
+        if len(text) == len(content):  # ASCII: a byte is a character
+            return [text[start:stop] for start, stop in cuts]
+        return [content[start:stop].decode() for start, stop in cuts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ingest.metrics import MemoryMetrics
 from schemas.events import Item
 from tests.bench.figures import Figure, figure
 from tests.bench.measure import CLOCK, quantiles_ms
-from tests.bench.serving import BATCHES, LIMIT_S, QUIET, Client, K, features, ready
+from tests.bench.serving import BATCHES, LIMIT_S, QUIET, SETTLE_S, Client, K, features, ready
 from tests.bench.world import World
 
 SHARE_AIM = 0.9  # of the SavedModel called in a loop
@@ -96,6 +96,7 @@ def run(world: World) -> Iterator[Figure]:
             smaller_is_better=True,
             quantiles=quantiles_ms(least.latencies_s[load]),
             requests_per_s=round(LOADS[load] * least.per_s),
+            note=f"after {SETTLE_S:g} s of the same rate, in which the broker compiles for it",
         )
     yield figure(
         "request to recommendation at the same load, exactly once, p99",

@@ -76,6 +76,7 @@ class Gatherer(Generic[T, S, R]):
         self._changed = threading.Condition()
         self._first_step = threading.Lock()
         self._closed = False
+        self._last = 0
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{turn}", daemon=True)
             for turn in range(THREADS)
@@ -148,7 +149,9 @@ class Gatherer(Generic[T, S, R]):
             self._changed.wait_for(lambda: self._waiting or self._closed, IDLE_S)
             if self._waiting and self._bounds.linger_s:
                 self._changed.wait_for(self._enough, self._bounds.linger_s)
-            count = min(self._bounds.batch, len(self._waiting))
+            n = len(self._waiting)
+            count = min(self._bounds.batch, n, max(1, -(-(n + self._last) // 2)))
+            self._last = count
             taken = [self._waiting.popleft() for _ in range(count)]
             if not taken and self._closed:
                 return None

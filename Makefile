@@ -39,7 +39,7 @@ else
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 endif
 # What serving has Numba compile is compiled now, and not while the first instance starts.
-	$(BIN)/python -c "import inference.server"
+	$(BIN)/python -c "import inference.server, inference.tensor_bytes"
 	$(MAKE) --no-print-directory fetch
 
 .PHONY: fetch

@@ -329,6 +329,9 @@ def _version(choice: ModelChoice, deployment: Deployment) -> int:
             known = ", ".join(map(str, sorted(deployment.models))) or "none"
             raise NotServed(f"no version {choice.version}: in memory are {known}")
         return choice.version
+    release = deployment.release
+    if choice.label is None and release is not None and release.stable:
+        return int(release.stable)  # most calls
     label = choice.label or "stable"
     if label not in labels:
         known = ", ".join(labels) or "none"

@@ -2,7 +2,7 @@
 Calls from many connections, worked on together: while one batch is at work, the next gathers.
 
 A batch takes two steps. The first (read rows, call the model) is one batch's at a time; the second
-(make the answers) runs beside the first step of the next batch.
+(make the answers) runs beside the first step of the next batch, which is about as large.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Gatherer(Generic[T, S, R]):
         self._waiting: deque[_Waiting[T, R]] = deque()
         self._changed = threading.Condition()
         self._first_step = threading.Lock()
+        self._last = 0  # calls in the last batch
         self._closed = False
-        self._last = 0
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{turn}", daemon=True)
             for turn in range(THREADS)
@@ -143,15 +143,26 @@ class Gatherer(Generic[T, S, R]):
     def _enough(self) -> bool:
         return self._closed or len(self._waiting) >= self._bounds.batch
 
+    def _count(self) -> int:
+        """
+        Of the next batch: half of it and the last one together, so that the two are alike.
+
+        Callers with a call under way at a time ask again when they have their answers. If most of
+        them are in one batch, the model waits for the callers of that one, and then they for it.
+        """
+        waiting = len(self._waiting)
+        share = -(-(waiting + self._last) // 2)
+        # Those that linger shall be many.
+        self._last = min(self._bounds.batch, waiting, waiting if self._bounds.linger_s else share)
+        return self._last
+
     def _take(self) -> list[_Waiting[T, R]] | None:
         """The next batch, without those that nobody waits for any more. None: there is no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, IDLE_S)
             if self._waiting and self._bounds.linger_s:
                 self._changed.wait_for(self._enough, self._bounds.linger_s)
-            n = len(self._waiting)
-            count = min(self._bounds.batch, n, max(1, -(-(n + self._last) // 2)))
-            self._last = count
+            count = self._count()
             taken = [self._waiting.popleft() for _ in range(count)]
             if not taken and self._closed:
                 return None

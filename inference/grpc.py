@@ -9,8 +9,9 @@ Importing this imports TensorFlow, whose messages these services exchange; impor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -26,7 +27,6 @@ from tensorflow_serving.apis import (
     prediction_service_pb2,
 )
 
-from features.declare import Array
 from inference.admission import Admission, Call, Traced
 from inference.api import Api, ModelChoice
 from inference.auth import Scope
@@ -34,14 +34,14 @@ from inference.listen import GrpcOptions
 from inference.protos import (
     DEFAULT_SIGNATURE,
     SIGNATURE_DEF,
-    Tensors,
     arrays,
-    gathers,
     model_spec,
     signature_map,
-    tensor,
 )
+from inference.reply_bytes import reply
+from inference.tensor_layout import Layouts, spec_stop
 from inference.tensors import signature_of
+from inference.time_limit import TimeLimit
 from ingest.trace_context import TRACERESPONSE, carried
 from schemas.errors import Misconfigured, Reason, Rejected
 
@@ -71,6 +71,9 @@ class GrpcServer:
         self._admission = admission
         self._options = options
         self._health = health.aio.HealthServicer()
+        self._within = TimeLimit(options.answer_s)
+        self._message_within = TimeLimit(options.message_s)
+        self._layouts = Layouts(options.max_values)
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -137,25 +140,16 @@ class GrpcServer:
             grpc.method_handlers_generic_handler(
                 _PREDICTION.full_name,
                 {
-                    "Predict": self._handler(_PREDICT, self._predict, predict_pb2.PredictRequest),
-                    "GetModelMetadata": self._handler(
-                        _METADATA, self._metadata, get_model_metadata_pb2.GetModelMetadataRequest
-                    ),
+                    "Predict": self._handler(_PREDICT, self._predict),
+                    "GetModelMetadata": self._handler(_METADATA, self._metadata),
                 },
             ),
             grpc.method_handlers_generic_handler(
-                _MODEL.full_name,
-                {
-                    "GetModelStatus": self._handler(
-                        _STATUS, self._status, get_model_status_pb2.GetModelStatusRequest
-                    )
-                },
+                _MODEL.full_name, {"GetModelStatus": self._handler(_STATUS, self._status)}
             ),
         ]
 
-    def _handler(
-        self, method: _Method, act: Callable[[Any, Call], Awaitable[Any]], message: Any
-    ) -> Any:
+    def _handler(self, method: _Method, act: Callable[[bytes, Call], Awaitable[bytes]]) -> Any:
         """A method as grpc calls it: let in, done, noted."""
 
         async def answer(_: Any, context: Any) -> Any:
@@ -170,26 +164,24 @@ class GrpcServer:
                 await admission.admit(call, metadata.get("authorization"), Scope.PREDICT)
                 data = await self._message(context)
                 admission.hold(call, len(data))
-                async with asyncio.timeout(self._options.answer_s):
-                    reply = await act(_read(message, data), call)
+                with self._within:
+                    told = await act(data, call)
             except asyncio.CancelledError:  # the caller's deadline, or the caller is gone
                 admission.refused(call, TimeoutError())
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the caller is answered
-                told = admission.refused(call, error)
-                pause = () if told.retry_after_s is None else (_pushback(told.retry_after_s),)
+                why = admission.refused(call, error)
+                pause = () if why.retry_after_s is None else (_pushback(why.retry_after_s),)
                 await context.abort(
-                    getattr(grpc.StatusCode, told.code), told.message[:MAX_MESSAGE], pause
+                    getattr(grpc.StatusCode, why.code), why.message[:MAX_MESSAGE], pause
                 )
             admission.answered(call)
-            return reply
+            return told
 
         # Read by us: a malformed message is answered and noted as any other fault of a caller's.
         # As a stream, which is the same on the wire: of a unary call grpc waits for the message
         # without end, and leaves a call without one unanswered.
-        return grpc.stream_unary_rpc_method_handler(
-            answer, response_serializer=lambda reply: reply.SerializeToString()
-        )
+        return grpc.stream_unary_rpc_method_handler(answer)
 
     async def _message(self, context: Any) -> bytes:
         """
@@ -201,50 +193,58 @@ class GrpcServer:
         """
         # Not cancelled, since grpc writes into what the reader holds: it ends with the call.
         reading = asyncio.ensure_future(context.read())
-        done, _ = await asyncio.wait([reading], timeout=self._options.message_s)
-        if not done:
+        try:
+            with self._message_within:
+                data = await asyncio.shield(reading)
+        except TimeoutError:
             reading.add_done_callback(_drained)
-            raise TimeoutError
-        data = reading.result()
+            raise
         if data is grpc.aio.EOF:
             raise Rejected(Reason.MISSING_FIELD, "the call holds no whole message")
         return bytes(data)
 
-    async def _predict(self, request: Any, call: Call) -> Any:
-        signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        choice = _choice(request.model_spec)
-        # Unknown names are told before the tensors are looked at.
-        spec = signature_of(self._api.model(choice)[1].signatures, signature)
-        inputs: Mapping[str, Array] | Tensors
-        if rows := gathers(request.inputs, spec):
-            inputs = Tensors(request.inputs, spec, rows, self._options.max_values)
-        else:
-            inputs = arrays(request.inputs, self._options.max_values)
+    async def _predict(self, data: bytes, call: Call) -> bytes:
+        start = spec_stop(data)
+        if start:
+            choice, signature = _spec_of(data[:start])
+            # Unknown names are told before the tensors are looked at.
+            spec = signature_of(self._api.model(choice)[1].signatures, signature)
+            layout = self._layouts.of(spec)
+            if layout is not None and (plain := layout.scan(data, start)) is not None:
+                found = await self._api.predict(choice, signature, plain, call.trace)
+                return reply(_spec_bytes(choice.name, found.version, signature), found.outputs)
+        return await self._predict_message(_read(predict_pb2.PredictRequest, data), call)
+
+    async def _predict_message(self, request: Any, call: Call) -> bytes:
+        """A call that is not plain."""
+        choice, signature = _chosen(request.model_spec)
+        signature_of(self._api.model(choice)[1].signatures, signature)
+        inputs = arrays(request.inputs, self._options.max_values)
         found = await self._api.predict(choice, signature, inputs, call.trace)
         wanted = list(request.output_filter) or list(found.outputs)
         if unknown := sorted(set(wanted) - set(found.outputs)):
             detail = f"output_filter: no output {unknown[0]!r}, there are {sorted(found.outputs)}"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
-        return predict_pb2.PredictResponse(
-            model_spec=model_spec(choice.name, found.version, signature),
-            outputs={name: tensor(found.outputs[name]) for name in wanted},
-        )
+        outputs = {name: found.outputs[name] for name in wanted}
+        return reply(_spec_bytes(choice.name, found.version, signature), outputs)
 
-    async def _metadata(self, request: Any, _: Call) -> Any:
+    async def _metadata(self, data: bytes, _: Call) -> bytes:
+        request = _read(get_model_metadata_pb2.GetModelMetadataRequest, data)
         fields = list(request.metadata_field)
         if fields != [SIGNATURE_DEF]:
             detail = f"metadata_field is {fields[:5]}, expected [{SIGNATURE_DEF!r}]"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
         found = self._api.metadata(_choice(request.model_spec))
-        reply = get_model_metadata_pb2.GetModelMetadataResponse(
+        told = get_model_metadata_pb2.GetModelMetadataResponse(
             model_spec=model_spec(found.name, found.version, "")
         )
-        reply.metadata[SIGNATURE_DEF].Pack(signature_map(found.signatures))
-        return reply
+        told.metadata[SIGNATURE_DEF].Pack(signature_map(found.signatures))
+        return bytes(told.SerializeToString())
 
-    async def _status(self, request: Any, _: Call) -> Any:
+    async def _status(self, data: bytes, _: Call) -> bytes:
+        request = _read(get_model_status_pb2.GetModelStatusRequest, data)
         kind = get_model_status_pb2.ModelVersionStatus
-        return get_model_status_pb2.GetModelStatusResponse(
+        told = get_model_status_pb2.GetModelStatusResponse(
             model_version_status=[
                 kind(
                     version=one.version,
@@ -254,6 +254,7 @@ class GrpcServer:
                 for one in self._api.statuses(_choice(request.model_spec))
             ]
         )
+        return bytes(told.SerializeToString())
 
 
 def _drained(reading: asyncio.Future[Any]) -> None:
@@ -294,6 +295,22 @@ def _read(message: Any, data: bytes) -> Any:
         return message.FromString(data)
     except DecodeError as error:
         raise Rejected(Reason.UNDECODABLE, str(error)) from error
+
+
+@lru_cache(maxsize=1_024)
+def _spec_of(data: bytes) -> tuple[ModelChoice, str]:
+    """What a message of nothing but its ModelSpec chooses."""
+    return _chosen(_read(predict_pb2.PredictRequest, data).model_spec)
+
+
+@lru_cache(maxsize=1_024)
+def _spec_bytes(name: str, version: int, signature: str) -> bytes:
+    return bytes(model_spec(name, version, signature).SerializeToString())
+
+
+def _chosen(spec: Any) -> tuple[ModelChoice, str]:
+    """Model and signature."""
+    return _choice(spec), spec.signature_name or DEFAULT_SIGNATURE
 
 
 def _choice(spec: Any) -> ModelChoice:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import tensorflow as tf
@@ -72,54 +70,6 @@ def arrays(tensors: Mapping[str, Any], max_values: int, *, of: str = "input") ->
     return found
 
 
-MAX_GATHERED: Final = 64  # rows of a call that is read with others
-
-
-@dataclass(frozen=True, slots=True)
-class Tensors:
-    """Implements `inference.tensors.Unread` on the messages of a call that `gathers` allows."""
-
-    messages: Mapping[str, Any]
-    signature: Signature
-    rows: int
-    max_values: int  # of all tensors of a call
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def key(self) -> tuple[object, ...]:
-        return tuple(
-            self.messages[name].SerializeToString()
-            if spec.lead == "none"
-            else tuple(dim.size for dim in self.messages[name].tensor_shape.dim[1:])
-            for name, spec in self.signature.inputs.items()
-            if not _stacks(spec)
-        )
-
-    def read(self, others: Sequence[Tensors]) -> dict[str, Array]:
-        if not others:
-            return arrays(self.messages, self.max_values)
-        calls = [self, *others]
-        return {
-            name: _stacked(name, spec, calls) if _stacks(spec) else _joined(name, spec, calls)
-            for name, spec in self.signature.inputs.items()
-        }
-
-
-def gathers(tensors: Mapping[str, Any], signature: Signature) -> int:
-    """
-    The rows of a call whose tensors can be read with those of others; 0: read it by itself.
-
-    It names all inputs and has few rows, as far as its first tensor tells.
-    """
-    if set(tensors) != signature.inputs.keys():
-        return 0
-    first = next((name for name, spec in signature.inputs.items() if spec.lead == "rows"), None)
-    dims = () if first is None else tensors[first].tensor_shape.dim
-    rows = int(dims[0].size) if dims else 0
-    return rows if 0 < rows <= MAX_GATHERED else 0
-
-
 def tensor(array: Array) -> Any:
     """An array as a message."""
     number = _TYPE_OF.get(array.dtype.name)
@@ -127,7 +77,7 @@ def tensor(array: Array) -> Any:
         return tf.make_tensor_proto(array)
     # The same, in a quarter of the time.
     return tensor_pb2.TensorProto(
-        dtype=number, tensor_shape=_shape(array.shape), tensor_content=array.tobytes()
+        dtype=number, tensor_shape=shape_message(array.shape), tensor_content=array.tobytes()
     )
 
 
@@ -175,72 +125,8 @@ def _plain(proto: Any, sizes: list[int]) -> Array | None:
     return np.array(values, dtype).reshape(sizes) if len(values) == count else None
 
 
-class _Bytes(NamedTuple):
-    """How tensors of one type and shape begin that keep their values side by side."""
-
-    head: bytes  # type and shape
-    content: tuple[bytes, ...]  # what comes between them and the values
-    size: int  # bytes of the values
-
-
-@lru_cache(maxsize=4_096)
-def _bytes_of(number: int, shape: tuple[int, ...]) -> _Bytes:
-    dtype, field = _NUMBERS[number]
-    size = math.prod(shape) * dtype.itemsize
-    head = tensor_pb2.TensorProto(dtype=number, tensor_shape=_shape(shape)).SerializeToString()
-    ways = [tensor_pb2.TensorProto(tensor_content=bytes(size))]
-    if dtype.kind == "f":  # of integers, only those are of one size
-        ways.append(tensor_pb2.TensorProto(**{field: [0.0] * (size // dtype.itemsize)}))
-    starts = (way.SerializeToString() for way in ways)
-    return _Bytes(head, tuple(start[: len(start) - size] for start in starts), size)
-
-
-def _stacks(spec: TensorSpec) -> bool:
-    """Whether an input's shape says all of a call's tensor but the rows."""
-    return spec.lead == "rows" and spec.dtype in _TYPE_OF and None not in spec.shape[1:]
-
-
-def _stacked(name: str, spec: TensorSpec, calls: Sequence[Tensors]) -> Array:
-    """The tensors of the calls below each other: their bytes, where those are as expected."""
-    number = _TYPE_OF[spec.dtype]
-    tail = [size for size in spec.shape[1:] if size is not None]  # all of them: see `_stacks`
-    parts: list[bytes] = []
-    for call in calls:
-        message = call.messages[name]
-        data = message.SerializeToString()
-        head, content, size = _bytes_of(number, (call.rows, *tail))
-        start = len(data) - size
-        if data.startswith(head) and data[len(head) : start] in content:
-            parts.append(data[start:])
-        elif data.startswith(head) and (
-            (values := _plain(message, [call.rows, *tail])) is not None
-        ):
-            parts.append(values.tobytes())
-        else:
-            return _joined(name, spec, calls)
-    return np.frombuffer(b"".join(parts), _NUMBERS[number][0]).reshape(-1, *tail)
-
-
-def _joined(name: str, spec: TensorSpec, calls: Sequence[Tensors]) -> Array:
-    """
-    The same, each tensor read by itself.
-
-    Raises:
-        Rejected: they do not go together; each by itself is told why.
-    """
-    found = [arrays({name: call.messages[name]}, call.max_values)[name] for call in calls]
-    if spec.lead == "none":
-        return found[0]  # by their keys, they are all the same
-    shapes = {
-        (len(array) / call.rows, *array.shape[1:]) if array.ndim else ()
-        for array, call in zip(found, calls, strict=True)
-    }
-    if len(shapes) > 1 or () in shapes:
-        raise Rejected(Reason.OUT_OF_RANGE, f"input {name[:100]!r} has not its call's rows")
-    return np.concatenate(found)
-
-
-def _shape(sizes: Sequence[int]) -> Any:
+def shape_message(sizes: Sequence[int]) -> Any:
+    """A shape as a message; -1: any size."""
     dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in sizes]
     return tensor_shape_pb2.TensorShapeProto(dim=dims)
 
@@ -267,7 +153,7 @@ def _type_name(number: int) -> str:
 def _tensor_info(spec: TensorSpec) -> Any:
     return meta_graph_pb2.TensorInfo(
         dtype=tf.as_dtype(spec.dtype).as_datatype_enum,
-        tensor_shape=_shape([-1 if size is None else size for size in spec.shape]),
+        tensor_shape=shape_message([-1 if size is None else size for size in spec.shape]),
     )
 
 

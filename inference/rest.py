@@ -35,6 +35,7 @@ from inference.rest_messages import (
     read,
 )
 from inference.tensors import Signature, TensorSpec, signature_of
+from inference.time_limit import TimeLimit
 from inference.titles import Titles
 from ingest.clock import Clock
 from ingest.log import Headers
@@ -136,6 +137,7 @@ class _Rest:
     def __init__(self, parts: RestParts) -> None:
         self._parts = parts
         self._api = parts.api
+        self._within = TimeLimit(parts.policy.answer_s)
 
     def endpoints(self) -> Sequence[Endpoint]:
         """All routes, those first that are called most."""
@@ -174,7 +176,7 @@ class _Rest:
                 await admission.admit(call, heads.get("authorization"), one.scope)
             body = await self._body(call, heads, receive) if one.method == "POST" else b""
             read_all = True
-            async with asyncio.timeout(self._parts.policy.answer_s):
+            with self._within:
                 found = await one.act(Given(call, scope["path_params"], body))
         except asyncio.CancelledError:  # the server stops, and it takes too long
             admission.refused(call, TimeoutError())

@@ -33,6 +33,10 @@ class PrometheusMetrics:
         self._counters: dict[str, prom.Counter] = {}
         self._gauges: dict[str, prom.Gauge] = {}
         self._histograms: dict[str, _Histograms] = {}
+        # Those of counters and histograms that were told of before, by labels as they were given:
+        # to check them and look for them takes longer than to count.
+        self._known_counters: dict[tuple[str, ...], prom.Counter] = {}
+        self._known_histograms: dict[tuple[str, ...], Histogram] = {}
         for name, spec in METRICS.items():
             known = (prometheus_name(name), spec.doc, spec.labels)
             if spec.kind == "counter":
@@ -44,13 +48,16 @@ class PrometheusMetrics:
                 self.registry.register(self._histograms[name])
 
     def count(self, name: MetricName, n: float = 1, **labels: str) -> None:
-        values = checked_labels(name, "counter", labels)
-        counter = self._counters[name]
-        (counter.labels(*values) if values else counter).inc(n)
+        key = (name, *labels, *labels.values())
+        counter = self._known_counters.get(key)
+        if counter is None:
+            values = checked_labels(name, "counter", labels)
+            counter = self._counters[name]
+            counter = self._known_counters[key] = counter.labels(*values) if values else counter
+        counter.inc(n)
 
     def observe(self, name: MetricName, value: float, *, trace_id: str = "", **labels: str) -> None:
-        values = checked_labels(name, "histogram", labels)
-        self._histograms[name].of(values).add(value, trace_id)
+        self._histogram(name, labels).add(value, trace_id)
 
     def observe_all(
         self,
@@ -60,7 +67,15 @@ class PrometheusMetrics:
         traces: Mapping[int, str] = NO_TRACES,
         **labels: str,
     ) -> None:
-        self._histograms[name].of(checked_labels(name, "histogram", labels)).add_all(values, traces)
+        self._histogram(name, labels).add_all(values, traces)
+
+    def _histogram(self, name: MetricName, labels: Mapping[str, str]) -> Histogram:
+        key = (name, *labels, *labels.values())
+        found = self._known_histograms.get(key)
+        if found is None:
+            found = self._histograms[name].of(checked_labels(name, "histogram", labels))
+            self._known_histograms[key] = found
+        return found
 
     def gauge(self, name: MetricName, value: float, **labels: str) -> None:
         values = checked_labels(name, "gauge", labels)

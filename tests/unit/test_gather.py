@@ -93,7 +93,22 @@ def test_what_comes_while_a_batch_is_at_work_is_worked_on_together(held, callers
     for _ in range(3):
         held.go.release()
     assert [f.result(20) for f in (first, *others)] == [0, 20, 40, 60, 80, 100]
-    assert held.batches == [[0], [2, 4, 6, 8], [10]]
+    assert held.batches == [[0], [2, 4, 6], [8, 10]]
+
+
+def test_callers_who_ask_again_come_in_two_batches_alike(held, callers):
+    """Six of them: at first one is at work and five wait."""
+    waiting = [callers.ask(0)]
+    assert held.at_work.acquire(timeout=20)
+    waiting += [callers.ask(0) for _ in range(5)]
+    for _ in range(4):
+        held.go.release()
+        assert held.at_work.acquire(timeout=20)
+        waiting += [callers.ask(0) for _ in held.batches[-2]]  # the next one is at work already
+    for _ in range(20):
+        held.go.release()
+    assert [future.result(20) for future in waiting] == [0] * len(waiting)
+    assert [len(batch) for batch in held.batches[:5]] == [1, 3, 3, 3, 3]
 
 
 def test_an_error_is_told_to_its_own_call_alone(held, callers):

@@ -29,6 +29,7 @@ MAY_LOAD_HEAVY = {
         "inference.grpc",
         "inference.protos",
         "inference.remote",
+        "inference.reply_bytes",
         "inference.savedmodel",
         "retrain.network",
         "retrain.train",

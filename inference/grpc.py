@@ -39,8 +39,8 @@ from inference.protos import (
     signature_map,
 )
 from inference.reply_bytes import reply
-from inference.tensor_layout import Layouts, spec_stop
-from inference.tensors import signature_of
+from inference.tensor_layout import layout_of, spec_stop
+from inference.tensors import PerSignature, signature_of
 from inference.time_limit import TimeLimit
 from ingest.trace_context import TRACERESPONSE, carried
 from schemas.errors import Misconfigured, Reason, Rejected
@@ -73,7 +73,7 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         self._within = TimeLimit(options.answer_s)
         self._message_within = TimeLimit(options.message_s)
-        self._layouts = Layouts(options.max_values)
+        self._layouts = PerSignature(lambda one: layout_of(one, options.max_values))
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
 

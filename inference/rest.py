@@ -28,13 +28,15 @@ from inference.rest_messages import (
     FailureAnswer,
     ModelAnswer,
     PredictBody,
+    PredictHead,
     ProbeAnswer,
     RecommendBody,
     StatusAnswer,
     VersionAnswer,
     read,
 )
-from inference.tensors import Signature, TensorSpec, signature_of
+from inference.rest_rows import Rows, reader_of
+from inference.tensors import PerSignature, Signature, TensorSpec, signature_of
 from inference.time_limit import TimeLimit
 from inference.titles import Titles
 from ingest.clock import Clock
@@ -138,6 +140,7 @@ class _Rest:
         self._parts = parts
         self._api = parts.api
         self._within = TimeLimit(parts.policy.answer_s)
+        self._readers = PerSignature(reader_of)
 
     def endpoints(self) -> Sequence[Endpoint]:
         """All routes, those first that are called most."""
@@ -252,24 +255,22 @@ class _Rest:
 
     async def _predict(self, given: Given) -> Answer:
         body = given.body
-        asked: PredictBody = await _read(PredictBody, body)
-        rows, columns = asked.instances, asked.inputs
-        by_rows = not isinstance(rows, msgspec.UnsetType)
-        if by_rows == (columns is not msgspec.UNSET):
+        head: PredictHead = await _read(PredictHead, body)
+        by_rows = not isinstance(head.instances, msgspec.UnsetType)
+        if by_rows == (not isinstance(head.inputs, msgspec.UnsetType)):
             detail = "give either instances (rows) or inputs (columns)"
             raise Rejected(Reason.MISSING_FIELD, detail)
         choice = _choice(given.params)
         _, model = self._api.model(choice)
-        signature = signature_of(model.signatures, asked.signature_name)
-        inputs: Mapping[str, Array] | rest_tensors.Rows
-        if isinstance(rows, msgspec.UnsetType):
-            inputs = await _aside(len(body), lambda: rest_tensors.from_columns(columns, signature))
-        elif len(body) < THREAD_BYTES and rest_tensors.plain(rows, signature):
-            inputs = rest_tensors.Rows(rows, signature)
-        else:
-            inputs = await _aside(len(body), lambda: rest_tensors.from_rows(rows, signature))
+        signature = signature_of(model.signatures, head.signature_name)
+        inputs: Mapping[str, Array] | Rows | None = None
+        if not isinstance(head.instances, msgspec.UnsetType) and len(body) < THREAD_BYTES:
+            reader = self._readers.of(signature)
+            inputs = None if reader is None else reader.read(head.instances)
+        if inputs is None:
+            inputs = await _aside(len(body), lambda: _tensors(body, signature))
         trace = given.call.trace
-        found = await self._api.predict(choice, asked.signature_name, inputs, trace)
+        found = await self._api.predict(choice, head.signature_name, inputs, trace)
         write = rest_tensors.to_rows if by_rows else rest_tensors.to_columns
         size = sum(array.nbytes for array in found.outputs.values())
         return Answer(body=await _aside(size, lambda: write(found.outputs)), kind=JSON)
@@ -345,6 +346,14 @@ def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = 
 
 async def _read(kind: type[msgspec.Struct], body: bytes) -> Any:
     return await _aside(len(body), lambda: read(kind, body))
+
+
+def _tensors(body: bytes, signature: Signature) -> dict[str, Array]:
+    """Of a call that is not plain."""
+    asked: PredictBody = read(PredictBody, body)
+    if isinstance(asked.instances, msgspec.UnsetType):
+        return rest_tensors.from_columns(asked.inputs, signature)
+    return rest_tensors.from_rows(asked.instances, signature)
 
 
 async def _aside(size_bytes: int, work: Callable[[], Any]) -> Any:

@@ -7,7 +7,7 @@ import uuid
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from features.validate import FIRST_MS, LAST_MS, MAX_ID_BYTES
 from schemas.errors import Reason, Rejected
@@ -136,6 +136,14 @@ class PredictBody(Struct, forbid_unknown_fields=True):
     signature_name: Annotated[str, Meta(min_length=1, max_length=200)] = "serving_default"
     instances: list[Any] | UnsetType = UNSET
     inputs: Any = UNSET
+
+
+class PredictHead(Struct, forbid_unknown_fields=True):
+    """The same, tensors unread: how they are read depends on the signature."""
+
+    signature_name: Annotated[str, Meta(min_length=1, max_length=200)] = "serving_default"
+    instances: Raw | UnsetType = UNSET
+    inputs: Raw | UnsetType = UNSET
 
 
 class FailureAnswer(Struct):

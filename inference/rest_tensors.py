@@ -6,7 +6,6 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
@@ -16,7 +15,6 @@ from features.declare import Array
 from inference.tensors import MAX_RANK, TEXT, Signature, TensorSpec
 from schemas.errors import Reason, Rejected
 
-MAX_PLAIN: Final = 64  # rows of a call that is read with others
 BASE64: Final = "b64"  # an object of this one key is bytes
 
 
@@ -54,54 +52,9 @@ def from_rows(instances: Sequence[Any], signature: Signature) -> dict[str, Array
             detail = f"instances[{at}] has other inputs than instances[0]: {other}"
             raise Rejected(Reason.OUT_OF_RANGE, detail)
     return {
-        name: _stacked(name, [row[name] for row in instances], signature.inputs.get(name))
+        name: stacked(name, [row[name] for row in instances], signature.inputs.get(name))
         for name in names
     }
-
-
-def plain(instances: Sequence[Any], signature: Signature) -> bool:
-    """Whether there are rows, few enough to be read with others, that name all inputs."""
-    names = signature.inputs.keys()
-    return 0 < len(instances) <= MAX_PLAIN and all(
-        isinstance(row, dict) and row.keys() == names for row in instances
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Implements `inference.tensors.Unread` on plain rows."""
-
-    instances: Sequence[dict[str, Any]]
-    signature: Signature
-
-    def __len__(self) -> int:
-        return len(self.instances)
-
-    def key(self) -> tuple[object, ...]:
-        first = self.instances[0]
-        return tuple(
-            repr(first[name]) if spec.lead == "none" else _lengths(first[name])
-            for name, spec in self.signature.inputs.items()
-            if spec.lead != "rows" or None in spec.shape[1:]
-        )
-
-    def read(self, others: Sequence[Rows]) -> dict[str, Array]:
-        every = chain(self.instances, *(one.instances for one in others))
-        return from_rows(list(every), self.signature)
-
-
-def _lengths(value: Any) -> tuple[int, ...]:
-    """
-    Of nested lists, by their first elements.
-
-    >>> _lengths([[1, 2], [3, 4], [5, 6]])
-    (3, 2)
-    """
-    found: list[int] = []
-    while isinstance(value, list) and len(found) < MAX_RANK:
-        found.append(len(value))
-        value = value[0] if value else None
-    return tuple(found)
 
 
 def to_columns(outputs: Mapping[str, Array]) -> bytes:
@@ -153,8 +106,13 @@ def _only_input(signature: Signature, field: str) -> str:
     return next(iter(signature.inputs))
 
 
-def _stacked(name: str, rows: Sequence[Any], spec: TensorSpec | None) -> Array:
-    """One input's values of all rows as the model takes them."""
+def stacked(name: str, rows: Sequence[Any], spec: TensorSpec | None) -> Array:
+    """
+    One input's values of all rows as the model takes them.
+
+    Raises:
+        Rejected: they are no tensor of its type.
+    """
     if spec is None or spec.lead == "rows":
         return _array(name, rows, spec)
     if spec.lead == "none":

@@ -33,7 +33,6 @@ from inference.tensors import Signature
 
 MAX_GATHERED: Final = 64  # rows of a call that is read with others
 _MOST_NAME: Final = 127  # bytes: of longer ones, the length takes two
-_MOST_LAYOUTS: Final = 64
 _ALIGNED: Final = 64  # bytes
 _SPEC: Final = 1 << 3 | 2  # tag of a call's ModelSpec
 # Of the types that are served: the DataType, and the tag of packed values.
@@ -139,24 +138,9 @@ class Layout:
         return found
 
 
-class Layouts:
-    """Those of the signatures in use."""
-
-    def __init__(self, max_values: int) -> None:
-        self._max_values = max_values
-        # By identity, for which the signature must be kept: to compare two takes longer than to
-        # read a message.
-        self._of: dict[int, tuple[Signature, Layout | None]] = {}
-
-    def of(self, signature: Signature) -> Layout | None:
-        """None: messages for it cannot be read so."""
-        found = self._of.get(id(signature))
-        if found is None:
-            if len(self._of) >= _MOST_LAYOUTS:  # those of versions that are gone
-                self._of.clear()
-            layout = Layout(signature, self._max_values) if Layout.fits(signature) else None
-            found = self._of[id(signature)] = (signature, layout)
-        return found[1]
+def layout_of(signature: Signature, max_values: int) -> Layout | None:
+    """None: messages for it cannot be read so."""
+    return Layout(signature, max_values) if Layout.fits(signature) else None
 
 
 def spec_stop(data: bytes) -> int:

@@ -6,10 +6,10 @@ Pure: arrays in, arrays out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ TEXT: Final = "string"  # TensorFlow's name for bytes; NumPy has objects
 IMAGES: Final = "_bytes"  # how inputs end that take encoded images, as for TensorFlow Serving
 _NUMBERS: Final = {name: np.dtype(name) for name in ("int64", "int32", "float32")}
 K: Final = "k"  # how many items a row gets
+_MOST_KEPT: Final = 64  # signatures
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,25 @@ class TensorCall:
             for name, array in sorted(self.inputs.items())
         ]
         return (self.version, self.signature, *parts)
+
+
+class PerSignature(Generic[T]):
+    """
+    What is made of each signature in use, once. By identity, for which the signature is kept: to
+    compare two takes longer than what is made for it.
+    """
+
+    def __init__(self, make: Callable[[Signature], T]) -> None:
+        self._make = make
+        self._of: dict[int, tuple[Signature, T]] = {}
+
+    def of(self, signature: Signature) -> T:
+        found = self._of.get(id(signature))
+        if found is None:
+            if len(self._of) >= _MOST_KEPT:  # those of versions that are gone
+                self._of.clear()
+            found = self._of[id(signature)] = (signature, self._make(signature))
+        return found[1]
 
 
 def signature_of(signatures: Mapping[str, Signature], name: str) -> Signature:

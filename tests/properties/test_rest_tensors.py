@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.rest_rows import reader_of
 from inference.rest_tensors import from_columns, from_rows, to_columns, to_rows
 from inference.tensors import Signature, TensorSpec
 from schemas.errors import Rejected
@@ -67,6 +69,9 @@ def test_rows_are_the_arrays_cut_apart(call):
             cut[name] = array if lead == "rows" else array.reshape(rows, wide, *array.shape[1:])
     sent = [{name: parts[row].tolist() for name, parts in cut.items()} for row in range(rows)]
     assert_equal(from_rows(over_json(sent), signature), inputs)
+    plain = reader_of(signature).read(msgspec.Raw(json.dumps(sent).encode()))
+    assert len(plain) == rows
+    assert_equal(plain.read([]), inputs)
 
 
 @given(st.integers(1, 5), st.integers(1, 3))

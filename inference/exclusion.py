@@ -1,4 +1,4 @@
-"""What a request must not get is taken out of what was found for it."""
+"""What a request must not get: hidden where all are compared, else taken out of what was found."""
 
 from __future__ import annotations
 
@@ -13,6 +13,22 @@ Places = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 _NEAR: Final = 1024  # a power of two, several times what most requests leave out
+
+
+def hide(scores: Scores, left_out: Places, columns: Places) -> None:
+    """
+    Give what a row leaves out the score -inf.
+
+    Args:
+        scores: [b, n], contiguous; written to.
+        left_out: [b, e] places; -1 pads.
+        columns: [p] of each place among the scores; -1: it is not. Later places are not either.
+
+    >>> scores = np.ones((1, 2), np.float32)
+    >>> hide(scores, np.array([[2, -1, 7, 0]]), np.array([-1, 0, 1])); scores.tolist()
+    [[1.0, -inf]]
+    """
+    _hide(scores, left_out, columns)
 
 
 def without(at: Places, scores: Scores, left_out: Places, k: int) -> tuple[Places, Scores]:
@@ -32,6 +48,14 @@ def without(at: Places, scores: Scores, left_out: Places, k: int) -> tuple[Place
     best = np.full((len(at), k), -np.inf, np.float32)
     _fill(at, scores, left_out, found, best)
     return found, best
+
+
+@compiled(filled("float32", 2), given("int64", 2), given("int64"))
+def _hide(scores: Scores, left_out: Places, columns: Places) -> None:
+    for i in range(len(scores)):
+        for place in left_out[i]:
+            if 0 <= place < len(columns) and columns[place] >= 0:
+                scores[i, columns[place]] = -np.inf
 
 
 @compiled(given("int64"), "int64")

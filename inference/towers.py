@@ -21,11 +21,10 @@ from features import rows
 from features.assemble import ItemsShown, UserFeatures, packed_users
 from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
 from inference.calls import TOLERANCE
-from inference.exclusion import without
 from inference.model import Model, ModelRef, Scored, ServedModel
 from inference.samples import ITEM, ITEMS, QUERY, RANK, USER_FLOATS, USER_LONGS, Call
 from inference.tensors import CANDIDATES, Signature
-from inference.vectors import Mask, Matrix, Search, VectorIndex, no_vectors, use_threads
+from inference.vectors import Mask, Matrix, Search, VectorIndex, Wanted, no_vectors, use_threads
 from ingest.clock import Clock
 from ingest.metrics import Metrics
 from schemas.errors import MillstreamError, ModelFault, Rejected
@@ -140,13 +139,11 @@ class TowerModel:
         if len(self._recent) < _RECENT:
             self._recent += list(queries[: _RECENT - len(self._recent)])
         left_out = self._items.index(exclude.ravel()).reshape(exclude.shape)
-        wide = int((left_out >= 0).sum(axis=1).max(initial=0))
         if self._threads:
             use_threads(self._threads)
-        found = self._search()(queries, k + wide)
-        at, scores = without(found.at, found.scores, left_out, k)
-        hashes = self._items.hashes
-        return Scored(items=np.where(at < 0, np.uint64(0), hashes[at]), scores=scores)
+        found = self._search()(Wanted(queries=queries, k=k, left_out=left_out))
+        items = np.where(found.at < 0, np.uint64(0), self._items.hashes[found.at])
+        return Scored(items=items, scores=found.scores)
 
     def rank(
         self, users: UserFeatures, candidates: NDArray[np.uint64], items: ItemsShown

@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # noqa: TID251
 import faiss
 
+from inference.exclusion import hide, without
+from inference.largest import largest
+
 EXACT_BELOW: Final = 16_384  # vectors that are compared as fast as a user tower makes queries
 RECALL_AT: Final = 50
 # Of measured recall; .99 is promised, and the queries it is measured on are a sample.
@@ -50,6 +53,15 @@ class Nearest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is looked for: the nearest k of each query, but for what it leaves out."""
+
+    queries: Matrix  # [b, d]
+    k: int
+    left_out: Places  # [b, e]; -1 pads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Inverted:
     """Vectors of places 0..n-1 in lists by their nearest centroid. Never changed once made."""
 
@@ -57,11 +69,15 @@ class _Inverted:
     probes: int
     recall: float  # of RECALL_AT, at so many probes
 
-    def search(self, queries: Matrix, k: int, bits: NDArray[np.uint8]) -> Nearest:
+    def search(self, wanted: Wanted, bits: NDArray[np.uint8]) -> Nearest:
         selector = faiss.IDSelectorBitmap(bits)
         how = faiss.SearchParametersIVF(sel=selector, nprobe=self.probes)
-        scores, at = self.index.search(queries, k, params=how)
-        return Nearest(at=at, scores=np.where(at < 0, -np.inf, scores).astype(np.float32))
+        # What a query leaves out may all be among its best.
+        wide = int((wanted.left_out >= 0).sum(axis=1).max(initial=0))
+        scores, at = self.index.search(wanted.queries, wanted.k + wide, params=how)
+        scores = np.where(at < 0, -np.inf, scores).astype(np.float32)
+        at, scores = without(at, scores, wanted.left_out, wanted.k)
+        return Nearest(at=at, scores=scores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,15 +190,18 @@ class VectorIndex:
         To be kept as long as neither changes: it takes a pass over all places.
         """
         ours = np.flatnonzero(allowed[self.tail_at])
-        parts: list[_Part] = []
+        parts: list[Search] = []
         if self.inverted is not None:
             bits = np.packbits(allowed[: len(self.replaced)] & ~self.replaced, bitorder="little")
             inverted = self.inverted
-            parts.append(lambda queries, k: inverted.search(queries, k, bits))
+            parts.append(lambda wanted: inverted.search(wanted, bits))
         if len(ours):
-            at, vectors = self.tail_at[ours], np.ascontiguousarray(self.tail[ours])
-            parts.append(lambda queries, k: _compared(queries, k, at, vectors))
-        return lambda queries, k: _best([part(queries, k) for part in parts], len(queries), k)
+            # Beside each other, not below: a product with few queries takes half as long.
+            at, vectors = self.tail_at[ours], np.ascontiguousarray(self.tail[ours].T)
+            columns = np.full(self.size, -1)
+            columns[at] = np.arange(len(at))
+            parts.append(lambda wanted: _compared(wanted, at, vectors, columns))
+        return lambda wanted: _best([part(wanted) for part in parts], len(wanted.queries), wanted.k)
 
     def _vectors(self) -> Matrix:
         vectors = np.zeros((self.size, self.tail.shape[1]), np.float32)
@@ -193,8 +212,7 @@ class VectorIndex:
         return vectors
 
 
-Search = Callable[[Matrix, int], Nearest]  # ([b, d] queries, k)
-_Part = Callable[[Matrix, int], Nearest]
+Search = Callable[[Wanted], Nearest]
 
 
 def no_vectors(width: int) -> VectorIndex:
@@ -202,7 +220,9 @@ def no_vectors(width: int) -> VectorIndex:
     An index of nothing yet.
 
     >>> index = no_vectors(2).put(np.arange(3), np.array([[1, 0], [0, 2], [3, 0]], np.float32))
-    >>> found = index.among(np.array([True, True, False]))(np.array([[1, 1]], np.float32), 3)
+    >>> queries, nothing = np.array([[1, 1]], np.float32), np.array([[-1]])
+    >>> search = index.among(np.array([True, True, False]))
+    >>> found = search(Wanted(queries=queries, k=3, left_out=nothing))
     >>> found.at.tolist(), found.scores.tolist()
     ([[1, 0, -1]], [[2.0, 1.0, -inf]])
     """
@@ -220,26 +240,23 @@ def use_threads(threads: int) -> None:
     faiss.omp_set_num_threads(threads)
 
 
-def _compared(queries: Matrix, k: int, at: Places, vectors: Matrix) -> Nearest:
-    """Of every vector. faiss's own comparison takes three times as long at these sizes."""
-    rows = max(1, _BLOCK // len(vectors))
-    blocks = [queries[first : first + rows] for first in range(0, len(queries), rows)]
-    parts = [_most(block @ vectors.T, min(k, len(vectors))) for block in blocks]
-    found, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Nearest(at=at[found], scores=scores)
-
-
-def _most(scores: Matrix, k: int) -> tuple[Places, Matrix]:
+def _compared(wanted: Wanted, at: Places, vectors: Matrix, columns: Places) -> Nearest:
     """
-    Columns and values [b, k] of the largest of each row, largest first.
+    Of every vector. faiss's own comparison takes three times as long at these sizes.
 
-    >>> _most(np.array([[1, 5, 3]], np.float32), 2)
-    (array([[1, 2]]), array([[5., 3.]], dtype=float32))
+    Args:
+        at: [t] places of the vectors.
+        vectors: [d, t]
+        columns: [size] of each place among them; -1: it is not.
     """
-    found = np.argpartition(scores, -k, axis=1)[:, -k:]
-    best = np.take_along_axis(scores, found, axis=1)
-    order = np.argsort(-best, axis=1)
-    return np.take_along_axis(found, order, axis=1), np.take_along_axis(best, order, axis=1)
+    rows, k = max(1, _BLOCK // len(at)), min(wanted.k, len(at))
+    parts = []
+    for first in range(0, len(wanted.queries), rows):
+        scores = wanted.queries[first : first + rows] @ vectors
+        hide(scores, wanted.left_out[first : first + rows], columns)
+        parts.append(largest(scores, k))
+    found, best = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Nearest(at=np.where(np.isneginf(best), -1, at[found]), scores=best)
 
 
 def _best(parts: list[Nearest], rows: int, k: int) -> Nearest:

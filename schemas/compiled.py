@@ -4,7 +4,7 @@ Loops over arrays as machine code, by Numba: in one pass what NumPy does in a do
 A function is compiled for the types that it declares when its module is first imported, and kept
 in `__pycache__` until its file changes. Numba looks at no other file: what it calls, and constants,
 belong into the same one. It holds the interpreter while it runs, so a call should take less than a
-millisecond. Nothing is checked against the bounds of an array.
+millisecond, unless it is `nogil`. Nothing is checked against the bounds of an array.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ def filled(dtype: str, dimensions: int = 1) -> Any:
     return numba.types.Array(getattr(numba.types, dtype), dimensions, "C")
 
 
-def compiled(*arguments: Any) -> Callable[[Function], Function]:
+def compiled(*arguments: Any, nogil: bool = False) -> Callable[[Function], Function]:
     """
     Compile a function for these arguments: arrays as `given` and `filled` tell, or names of types.
+
+    Args:
+        nogil: give the interpreter to other threads meanwhile, which is not worth it for less than
+            hundreds of microseconds: it has to be waited for afterwards.
 
     Other types are a TypeError: a version for them would be compiled while users wait.
 
@@ -42,7 +46,7 @@ def compiled(*arguments: Any) -> Callable[[Function], Function]:
 
     def compile_it(function: Function) -> Function:
         try:
-            made: Function = numba.njit(tuple(wanted), cache=True)(function)
+            made: Function = numba.njit(tuple(wanted), cache=True, nogil=nogil)(function)
         except RuntimeError as error:
             raise Misconfigured(
                 f"compiled code is kept beside its module or in the user's cache, and neither can "

@@ -223,8 +223,9 @@ def _per_s(call: Callable[[], object]) -> float:
 
 def _exact_per_s(vectors: NDArray[np.float32], queries: NDArray[np.float32]) -> float:
     """Queries/s of the same search without an index."""
-    from inference.vectors import Nearest, no_vectors
+    from inference.vectors import Wanted, no_vectors
 
     index = no_vectors(vectors.shape[1]).put(np.arange(len(vectors)), vectors)
-    search: Callable[..., Nearest] = index.among(np.ones(len(vectors), np.bool_))
-    return len(queries) / min(seconds(lambda: search(queries, AT)) for _ in range(2))
+    search = index.among(np.ones(len(vectors), np.bool_))
+    wanted = Wanted(queries=queries, k=AT, left_out=np.full((len(queries), 1), -1))
+    return len(queries) / min(seconds(lambda: search(wanted)) for _ in range(2))

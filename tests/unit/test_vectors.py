@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 
 from inference import vectors
 from inference.exclusion import without
-from inference.vectors import RECALL_AIM, RECALL_AT, VectorIndex, no_vectors
+from inference.vectors import (
+    RECALL_AIM,
+    RECALL_AT,
+    Nearest,
+    Search,
+    VectorIndex,
+    Wanted,
+    no_vectors,
+)
 
 WIDTH = 16
 
@@ -30,6 +40,12 @@ def put(index: VectorIndex, matrix: np.ndarray, at: np.ndarray) -> VectorIndex:
     return index.put(at, matrix[at])
 
 
+def searched(search: Search, queries: np.ndarray, k: int, out: Sequence[int] = ()) -> Nearest:
+    """Every query leaves out `out`."""
+    left_out = np.tile(np.array([*out, -1]), (len(queries), 1))
+    return search(Wanted(queries=queries, k=k, left_out=left_out))
+
+
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An inverted file already for hundreds of vectors."""
@@ -42,8 +58,9 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     k=st.integers(1, 12),
     steps=st.lists(st.tuples(st.integers(0, 59), st.integers(0, 99)), max_size=20),
     hidden=st.sets(st.integers(0, 59)),
+    out=st.lists(st.integers(-1, 70), max_size=8),  # some are of no item that is there
 )
-def test_puts_in_any_order_find_what_comparing_all_finds(size, k, steps, hidden):
+def test_puts_in_any_order_find_what_comparing_all_finds(size, k, steps, hidden, out):
     matrix = clustered(size)
     index = put(no_vectors(WIDTH), matrix, np.arange(size))
     for at, seed in steps:
@@ -52,13 +69,14 @@ def test_puts_in_any_order_find_what_comparing_all_finds(size, k, steps, hidden)
             matrix[at] = clustered(1, seed)[0]
             index = put(index, matrix, np.array([at]))
     allowed = np.array([at not in hidden for at in range(size)])
+    wanted = allowed & ~np.isin(np.arange(size), out)
     queries = clustered(3, 7)
-    found = index.among(allowed)(queries, k)
+    found = searched(index.among(allowed), queries, k, out)
     assert found.at.shape == found.scores.shape == (3, k)
-    there = min(k, int(allowed.sum()))
+    there = min(k, int(wanted.sum()))
     assert (found.at[:, there:] == -1).all()
     assert np.isneginf(found.scores[:, there:]).all()
-    expected = brute(matrix, allowed, queries, there)
+    expected = brute(matrix, wanted, queries, there)
     best = np.take_along_axis(queries @ matrix.T, expected, axis=1)
     assert found.scores[:, :there] == pytest.approx(best, abs=1e-4)
 
@@ -74,7 +92,7 @@ def test_an_inverted_file_reaches_the_recall_it_was_made_for():
     assert 0 < index.probes < len(matrix) ** 0.5
     fresh = clustered(200, 4)
     everything = np.ones(len(matrix), bool)
-    found = index.among(everything)(fresh, RECALL_AT).at
+    found = searched(index.among(everything), fresh, RECALL_AT).at
     expected = brute(matrix, everything, fresh, RECALL_AT)
     hit = [len(set(a) & set(b)) / RECALL_AT for a, b in zip(found, expected, strict=True)]
     assert np.mean(hit) > 0.985
@@ -85,20 +103,23 @@ def test_what_is_hidden_or_replaced_is_not_found_in_the_inverted_file_any_more()
     matrix, queries = clustered(2_000), clustered(50, 3)
     index = put(no_vectors(WIDTH), matrix, np.arange(len(matrix))).rebuilt(queries)
     everything = np.ones(len(matrix) + 1, bool)
-    best = index.among(everything)(queries, 1).at[:, 0]
+    best = searched(index.among(everything), queries, 1).at[:, 0]
     hidden = everything.copy()
     hidden[best] = False
-    assert not np.isin(index.among(hidden)(queries, 20).at, best).any()
+    assert not np.isin(searched(index.among(hidden), queries, 20).at, best).any()
     # The best item of every query turns into one that nobody likes; a new one is all that counts.
     moved = np.concatenate([matrix, 100 * queries[:1]])
     gone = np.unique(best)
     moved[gone] = -100 * queries.mean(axis=0)
     index = put(index, moved, np.append(gone, len(matrix)))
     assert index.size == len(matrix) + 1
-    found = index.among(everything)(queries[:1], 5)
+    found = searched(index.among(everything), queries[:1], 5)
     assert found.at[0, 0] == len(matrix)
     assert not np.isin(found.at, gone).any()
-    again = index.rebuilt(queries).among(everything)(queries[:1], 5)
+    out = found.at[0, :2].tolist()  # of those beside the file, and of those in it
+    rest = searched(index.among(everything), queries[:1], 3, out)
+    assert rest.at.tolist() == found.at[:, 2:].tolist()
+    again = searched(index.rebuilt(queries).among(everything), queries[:1], 5)
     assert again.at[0, 0] == len(matrix)
 
 

@@ -119,14 +119,23 @@ class CalledModel(ABC):
             for _ in pool.map(lambda call: self._ran(call.signature, _resized(call, 1)), calls):
                 pass
 
-    def warm(self, sizes: Iterable[int] | None = None, rarely: Collection[str] = ()) -> None:
+    def warm(
+        self,
+        sampled: Sequence[Call] | None = None,
+        *,
+        sizes: Iterable[int] | None = None,
+        rarely: Collection[str] = (),
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Replay the sampled inputs at every batch size (those of signatures that serving hardly calls
         at the first alone, all of them once where each size was called before), then compare with
         the trainer's outputs.
 
         Args:
+            sampled: the version's sampled calls, where they have been read already.
             rarely: signatures that are hardly called, beside those that serving does without.
+            pause: called after each call.
 
         Raises:
             Refused: samples are missing, or the outputs are not those of the trainer.
@@ -136,19 +145,22 @@ class CalledModel(ABC):
         # Serving retrieves by the towers where there are any, and makes its index before it serves:
         # the graph's own retrieval over a large catalogue would take most of a start.
         rare = {*rarely, *((RETRIEVE, ITEMS) if QUERY in self.signatures else ())}
-        for call in read_calls(self._folder / WARMUP):
+        for call in read_calls(self._folder / WARMUP) if sampled is None else sampled:
             once = (min(self._style.size(_rows(call)), max(every)),)
             wanted = once if self._style.called else every
             for size in every[:1] if call.signature in rare else wanted:
                 inputs = _resized(call, size)
                 for _ in range(self._style.warm_calls):
                     outputs = self._ran(call.signature, inputs)
+                    pause()
                 self._check_scores(call.signature, inputs, outputs)
-        self.compare_golden()
+        self.compare_golden(pause=pause)
 
-    def compare_golden(self, run: Run | None = None) -> None:
+    def compare_golden(
+        self, run: Run | None = None, pause: Callable[[], None] = lambda: None
+    ) -> None:
         """
-        Replay the golden calls, by `run` if not as others are made.
+        Replay the golden calls, by `run` if not as others are made; `pause` is called before each.
 
         Raises:
             Refused: there are none, or the outputs are not those of the trainer.
@@ -159,6 +171,7 @@ class CalledModel(ABC):
         if not self._golden:
             raise Refused(f"{path} holds no call")
         for number, call in enumerate(self._golden):
+            pause()
             outputs = (run or self._ran)(call.signature, call.inputs)
             for name, expected in call.outputs.items():
                 if problem := _difference(expected, outputs.get(name), self._style.tolerance):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from inference.calls import BATCH_SIZES, CalledModel, CallStyle, name_of
 from inference.expected import with_leads
 from inference.model import ModelRef
 from inference.protos import SIGNATURE_DEF, arrays, model_spec, signatures_in, tensor
+from inference.samples import Call
 from inference.tensors import Signature
 from ingest.clock import Clock
 from ingest.metrics import Metrics
@@ -88,8 +89,15 @@ class RemoteModel(CalledModel):
             self.close()
             raise
 
-    def warm(self, sizes: Iterable[int] | None = None, rarely: Collection[str] = ()) -> None:
-        super().warm(sizes, rarely)
+    def warm(
+        self,
+        sampled: Sequence[Call] | None = None,
+        *,
+        sizes: Iterable[int] | None = None,
+        rarely: Collection[str] = (),
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().warm(sampled, sizes=sizes, rarely=rarely, pause=pause)
         self._deadline_s = self._policy.deadline_s
 
     def close(self) -> None:

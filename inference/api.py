@@ -323,20 +323,21 @@ def _labels(deployment: Deployment) -> dict[str, int]:
 
 
 def _version(choice: ModelChoice, deployment: Deployment) -> int:
-    labels = _labels(deployment)
-    if choice.version is not None:
-        if choice.version not in {*deployment.models, *labels.values()}:
-            known = ", ".join(map(str, sorted(deployment.models))) or "none"
-            raise NotServed(f"no version {choice.version}: in memory are {known}")
-        return choice.version
+    if choice.version is None:
+        return _labelled(choice.label or "stable", deployment)
+    if choice.version not in {*deployment.models, *_labels(deployment).values()}:
+        known = ", ".join(map(str, sorted(deployment.models))) or "none"
+        raise NotServed(f"no version {choice.version}: in memory are {known}")
+    return choice.version
+
+
+def _labelled(label: str, deployment: Deployment) -> int:
     release = deployment.release
-    if choice.label is None and release is not None and release.stable:
-        return int(release.stable)  # most calls
-    label = choice.label or "stable"
-    if label not in labels:
-        known = ", ".join(labels) or "none"
+    version = int(getattr(release, label)) if release is not None and label in LABELS else 0
+    if not version:
+        known = ", ".join(_labels(deployment)) or "none"
         raise NotServed(f"no version with label {label[:100]!r}: labels are {known}")
-    return labels[label]
+    return version
 
 
 def _model(deployment: Deployment, version: int) -> TensorModel:

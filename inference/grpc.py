@@ -191,14 +191,11 @@ class GrpcServer:
             TimeoutError: it did not come in time.
             Rejected: the call ended without one.
         """
-        # Not cancelled, since grpc writes into what the reader holds: it ends with the call.
+        # Shielded, since grpc writes into what the reader holds: it ends with the call. What it
+        # still reads, or how that fails, is of no interest then.
         reading = asyncio.ensure_future(context.read())
-        try:
-            with self._message_within:
-                data = await asyncio.shield(reading)
-        except TimeoutError:
-            reading.add_done_callback(_drained)
-            raise
+        with self._message_within:
+            data = await asyncio.shield(reading)
         if data is grpc.aio.EOF:
             raise Rejected(Reason.MISSING_FIELD, "the call holds no whole message")
         return bytes(data)
@@ -255,12 +252,6 @@ class GrpcServer:
             ]
         )
         return bytes(told.SerializeToString())
-
-
-def _drained(reading: asyncio.Future[Any]) -> None:
-    """What a call that was given up still read, or how that failed, is of no interest."""
-    if not reading.cancelled():
-        reading.exception()
 
 
 def _traced(method: _Method, metadata: Sequence[tuple[str, str | bytes]]) -> Traced:

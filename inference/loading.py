@@ -31,7 +31,7 @@ from schemas.errors import Refused
 log = structlog.get_logger(__name__)
 
 ITEMS_S: Final = 60.0  # how long a version waits for the catalogue; then it is served what there is
-# Times what a step of loading took, before the next one: a fifth of a second of one processor at
+# Times what a step of loading took, before the next one: a seventh of a second of a processor at
 # once is what a busy machine has not left, and whoever asks then waits for it.
 REST: Final = 2.0
 

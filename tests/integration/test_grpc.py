@@ -90,6 +90,9 @@ def test_predict_gives_what_the_model_gives(stub, model):
     assert found.model_spec.signature_name == "serving_default"
     for name, array in expected.items():
         np.testing.assert_array_equal(tf.make_ndarray(found.outputs[name]), array)
+    # Where much of TensorFlow Serving's clients' code looks for them.
+    assert list(found.outputs["scores"].float_val) == expected["scores"].ravel().tolist()
+    assert list(found.outputs["items"].int64_val) == expected["items"].ravel().tolist()
 
 
 @pytest.mark.parametrize("version", [{}, {"version": 1}, {"label": "stable"}])

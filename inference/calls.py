@@ -121,11 +121,10 @@ class CalledModel(ABC):
 
     def warm(
         self,
-        sampled: Sequence[Call] | None = None,
-        *,
         sizes: Iterable[int] | None = None,
+        *,
+        sampled: Sequence[Call] | None = None,
         rarely: Collection[str] = (),
-        pause: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Replay the sampled inputs at every batch size (those of signatures that serving hardly calls
@@ -135,7 +134,6 @@ class CalledModel(ABC):
         Args:
             sampled: the version's sampled calls, where they have been read already.
             rarely: signatures that are hardly called, beside those that serving does without.
-            pause: called after each call.
 
         Raises:
             Refused: samples are missing, or the outputs are not those of the trainer.
@@ -152,15 +150,12 @@ class CalledModel(ABC):
                 inputs = _resized(call, size)
                 for _ in range(self._style.warm_calls):
                     outputs = self._ran(call.signature, inputs)
-                    pause()
                 self._check_scores(call.signature, inputs, outputs)
-        self.compare_golden(pause=pause)
+        self.compare_golden()
 
-    def compare_golden(
-        self, run: Run | None = None, pause: Callable[[], None] = lambda: None
-    ) -> None:
+    def compare_golden(self, run: Run | None = None) -> None:
         """
-        Replay the golden calls, by `run` if not as others are made; `pause` is called before each.
+        Replay the golden calls, by `run` if not as others are made.
 
         Raises:
             Refused: there are none, or the outputs are not those of the trainer.
@@ -171,7 +166,6 @@ class CalledModel(ABC):
         if not self._golden:
             raise Refused(f"{path} holds no call")
         for number, call in enumerate(self._golden):
-            pause()
             outputs = (run or self._ran)(call.signature, call.inputs)
             for name, expected in call.outputs.items():
                 if problem := _difference(expected, outputs.get(name), self._style.tolerance):

@@ -31,9 +31,6 @@ from schemas.errors import Refused
 log = structlog.get_logger(__name__)
 
 ITEMS_S: Final = 60.0  # how long a version waits for the catalogue; then it is served what there is
-# Times what a step of loading took, before the next one: a seventh of a second of a processor at
-# once is what a busy machine has not left, and whoever asks then waits for it.
-REST: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,29 +44,6 @@ class CallPolicy:
 
 # A verified folder, which version it is, and the feature set that it was trained on.
 Opened = Callable[[Path, ModelRef, FeatureSet], CalledModel]
-
-
-class Pauses:
-    """
-    Called between the steps of a long work: waits `rest` times as long as the last one took.
-
-    >>> from ingest.clock import ManualClock
-    >>> clock = ManualClock()
-    >>> pause = Pauses(clock, 2.0)
-    >>> for _ in range(2):
-    ...     clock.advance(1.0)
-    ...     pause()
-    >>> clock.monotonic_s()
-    6.0
-    """
-
-    def __init__(self, clock: Clock, rest: float) -> None:
-        self._clock, self._rest = clock, rest
-        self._since_s = clock.monotonic_s()
-
-    def __call__(self) -> None:
-        self._clock.sleep(self._rest * (self._clock.monotonic_s() - self._since_s))
-        self._since_s = self._clock.monotonic_s()
 
 
 class RegistryLoader:
@@ -108,36 +82,26 @@ class RegistryLoader:
                 # look at it again. No model is: what is frozen with it would never be given back.
                 gc.collect()
                 gc.freeze()
-            # At the first one, nobody is served by a model yet, who would wait for the processors.
-            pause = Pauses(self._clock, 0.0 if first else REST)
             facts = read_manifest(copy).facts
             ref = ModelRef(name=self._name, version=version, fingerprint=facts.fingerprint)
             features = trained_on(facts)
             opened_model = opened(copy, ref, features)
             try:
                 sampled = read_calls(copy / WARMUP)
-                if first:
+                if first:  # nobody is served by a model yet, who would wait for the processors
                     opened_model.begin(sampled)
-                return self._warmed(opened_model, features, sampled, pause)
+                return self._warmed(opened_model, features, sampled)
             except BaseException:
                 opened_model.close()
                 raise
         finally:
             shutil.rmtree(copy, ignore_errors=True)  # everything is in memory by now
 
-    def _warmed(
-        self,
-        opened: CalledModel,
-        features: FeatureSet,
-        sampled: Sequence[Call],
-        pause: Callable[[], None],
-    ) -> Model:
+    def _warmed(self, opened: CalledModel, features: FeatureSet, sampled: Sequence[Call]) -> Model:
         """Looked at, warm, and on top of its index."""
-        pause()
         # First: such a model is never asked to rank, which is most of a warm-up.
         products = has_towers(opened) and ranks_by_product(opened, features, sampled)
-        pause()
-        opened.warm(sampled, rarely=(RANK,) if products else (), pause=pause)
+        opened.warm(sampled=sampled, rarely=(RANK,) if products else ())
         model = self._sets.kept_for(opened, features)
         try:
             return self._indexed(model, features, sampled, products=products)

@@ -91,13 +91,12 @@ class RemoteModel(CalledModel):
 
     def warm(
         self,
-        sampled: Sequence[Call] | None = None,
-        *,
         sizes: Iterable[int] | None = None,
+        *,
+        sampled: Sequence[Call] | None = None,
         rarely: Collection[str] = (),
-        pause: Callable[[], None] = lambda: None,
     ) -> None:
-        super().warm(sampled, sizes=sizes, rarely=rarely, pause=pause)
+        super().warm(sizes, sampled=sampled, rarely=rarely)
         self._deadline_s = self._policy.deadline_s
 
     def close(self) -> None:

@@ -200,7 +200,7 @@ def tiny_model(folder: Path) -> Model:
     export(folder, CATALOG, HASHES)
     ref = ModelRef(name=MODEL, version=1, fingerprint=CATALOG.fingerprint)
     model = SavedModel(folder, ref, CATALOG, batch_sizes=(1, 2, 4, 8, 16, 32))
-    model.warm(sizes=(1, 2))
+    model.warm((1, 2))
     return model
 
 

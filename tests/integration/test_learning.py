@@ -117,8 +117,8 @@ def test_another_training_has_the_same_graph(examples: Examples, exported, tmp_p
     graphs = Graphs()
     first = SavedModel(exported[0], REF, FEATURES, graphs=graphs)
     assert graphs.open(tmp_path / "model").taken_over
-    SavedModel(tmp_path / "model", REF, FEATURES, graphs=graphs).warm(sizes=[1, 8])
-    first.warm(sizes=[1, 8])
+    SavedModel(tmp_path / "model", REF, FEATURES, graphs=graphs).warm([1, 8])
+    first.warm([1, 8])
 
 
 def test_a_fresh_process_repeats_the_trainers_outputs(exported) -> None:
@@ -127,7 +127,7 @@ def test_a_fresh_process_repeats_the_trainers_outputs(exported) -> None:
         "from inference.model import ModelRef; from inference.savedmodel import SavedModel\n"
         "from tests.learning import FEATURES\n"
         "ref = ModelRef(name='m', version=1, fingerprint=FEATURES.fingerprint)\n"
-        "SavedModel(Path(sys.argv[1]), ref, FEATURES).warm(sizes=[1, 8])\n"
+        "SavedModel(Path(sys.argv[1]), ref, FEATURES).warm([1, 8])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(exported[0])],

@@ -168,7 +168,7 @@ def test_a_converted_version_still_serves_as_a_savedmodel(registry: FolderRegist
     from inference.savedmodel import SavedModel
 
     model = SavedModel(registry.path("m", 2), REF, CATALOG)
-    model.warm(sizes=(1,))
+    model.warm((1,))
     model.close()
 
 

@@ -20,7 +20,7 @@ from inference.registry import FolderRegistry, ModelFacts
 from inference.set_router import SetServices
 from inference.signature import Keyring, ensure_key
 from inference.towers import TowerModel
-from ingest.clock import Clock, SystemClock
+from ingest.clock import SystemClock
 from ingest.metrics import MemoryMetrics
 from schemas.errors import Refused
 from tests.contracts.model import none
@@ -58,7 +58,7 @@ class Shop:
     keys: Path
     asked: UserFeatures
 
-    def loader(self, backend: Backend, clock: Clock | None = None) -> RegistryLoader:
+    def loader(self, backend: Backend) -> RegistryLoader:
         """One that runs versions so."""
         world = World()
         return RegistryLoader(
@@ -67,7 +67,7 @@ class Shop:
             Keyring.load(self.keys),
             SetServices(Opened(world.service, world.items), lambda features: None),
             CallPolicy(batch_sizes=(1, 4, 32), backend=backend),
-            clock or SystemClock(),
+            SystemClock(),
             MemoryMetrics(),
         )
 
@@ -98,31 +98,6 @@ def port(shop: Shop) -> Iterator[int]:
 def remote(port: int) -> Backend:
     policy = RemotePolicy(address=f"127.0.0.1:{port}", deadline_s=10)
     return Backend(runtime=Runtime.REMOTE, remote=policy)
-
-
-class Watched(SystemClock):
-    """Notes how long it was slept on."""
-
-    def __init__(self) -> None:
-        self.slept_s: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        self.slept_s.append(seconds)
-
-
-def test_what_serves_has_the_processors_between_the_steps_of_the_next_version(shop: Shop) -> None:
-    """The first one has nobody to make room for."""
-    clock = Watched()
-    loader = shop.loader(Backend(), clock)
-    loader.load(1).close()
-    assert sum(clock.slept_s) == 0
-    clock.slept_s.clear()
-    start_s = clock.monotonic_s()
-    loader.load(1).close()
-    took_s = clock.monotonic_s() - start_s
-    assert len(clock.slept_s) > 10
-    # Twice as long as the steps took, which is most of all.
-    assert took_s < sum(clock.slept_s) < 2 * took_s
 
 
 def test_a_remote_version_is_indexed_and_answers_as_one_in_this_process(

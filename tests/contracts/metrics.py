@@ -38,6 +38,13 @@ class MetricsContract:
             metrics.observe("features.freshness_s", value)
         assert metrics.value("features.freshness_s") == 2
 
+    def test_histograms_are_kept_apart_by_label(self, metrics: Readable) -> None:
+        for stage, count in (("score", 2), ("read", 1)):
+            for _ in range(count):
+                metrics.observe("serve.latency_s", 0.01, stage=stage)
+        assert metrics.value("serve.latency_s", stage="score") == 2
+        assert metrics.value("serve.latency_s", stage="read") == 1
+
     def test_many_values_count_as_many_single_ones(self, metrics: Readable) -> None:
         metrics.observe_all("serve.latency_s", np.array([0.001, 5.0, 50.0]), stage="queue")
         metrics.observe_all("serve.latency_s", np.zeros(0), stage="queue")

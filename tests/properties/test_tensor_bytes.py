@@ -5,6 +5,7 @@ bytes are; and answers written as bytes are the messages that they stand for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,59 @@ def test_what_is_not_plain() -> None:
     few = Layout(SPEC, sum(array.size for array in plain_call(1).values()) - 1)
     data = bytes_of(plain_call(1))
     assert few.scan(data, spec_stop(data)) is None
+
+
+def entry(name: str, tensor: bytes, more: bytes = b"") -> bytes:
+    """An input as it stands in a message; all lengths are short."""
+    text = name.encode()
+    held = bytes([0x0A, len(text)]) + text + bytes([0x12, len(tensor)]) + tensor + more
+    return bytes([0x12, len(held)]) + held
+
+
+def tensor_of(number: int, sizes: Sequence[int], values: bytes) -> bytes:
+    """A tensor of this type and shape; `values` with their tag and length."""
+    dims = b"".join(bytes([0x12, 2, 0x08, size]) for size in sizes)
+    return bytes([0x08, number, 0x12, len(dims)]) + dims + values
+
+
+PLAIN = tensor_of(9, [1], bytes([0x52, 1, 7]))
+FLOATS = bytes([0x22, 12]) + bytes(12)
+
+
+@pytest.mark.parametrize(
+    ("name", "written_so"),
+    [
+        ("plain_int64", entry("plain_int64", PLAIN) * 2),
+        ("plain_int64", entry("plain_int64", PLAIN, bytes([0x0A, 1, 0x6B]))),  # another name, "k"
+        ("plain_int64", entry("plain_int64", tensor_of(9, [1], bytes([0x52, 2, 7, 0x80])))),
+        (
+            "plain_int64",
+            entry("plain_int64", tensor_of(9, [1], bytes([0x52, 12, *[0x80] * 11, 0]))),
+        ),
+        ("plain_int64", entry("plain_int64", tensor_of(9, [1, 1], bytes([0x52, 1, 7])))),
+        ("plain_int64", entry("plain_int64", PLAIN + bytes([0x08, 9]))),  # its type, twice
+        ("plain_int64", entry("plain_int64", PLAIN + bytes([0x52, 0]))),  # values, twice
+        # Its values stand behind the tensor.
+        ("plain_int64", entry("plain_int64", tensor_of(9, [1], b""), bytes([0x52, 1, 7]))),
+        ("open", entry("open", tensor_of(9, [1], bytes([0x52, 1, 7])))),
+        ("open", entry("plain_int64", PLAIN)),  # one input twice, and another one not at all
+        (
+            "wide_float32",
+            entry("wide_float32", tensor_of(1, [1, 4], bytes([0x22, 16]) + bytes(16))),
+        ),
+        ("wide_float32", entry("wide_float32", tensor_of(1, [1, 3], FLOATS[:-1]))),
+    ],
+)
+def test_bytes_that_say_something_else(name: str, written_so: bytes) -> None:
+    rest = plain_call(1)
+    del rest[name]
+    good = {
+        "plain_int64": PLAIN,
+        "open": tensor_of(9, [1, 1], bytes([0x52, 1, 7])),
+        "wide_float32": tensor_of(1, [1, 3], FLOATS),
+    }
+    assert scanned(bytes_of(rest) + entry(name, good[name])) is not None
+    assert scanned(bytes_of(rest) + written_so) is None
 
 
 def test_shapes_that_claim_more_than_any_message_holds() -> None:

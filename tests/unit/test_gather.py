@@ -188,13 +188,13 @@ def test_a_loop_that_has_ended_holds_nobody_up(held, gatherer):
 
 
 def test_calls_that_linger_leave_together_when_they_are_enough_or_at_the_end(held):
-    policy = Bounds(batch=2, waiting=6, linger_s=60.0)
+    policy = Bounds(batch=4, waiting=6, linger_s=60.0)
     lingering = Gatherer("test", Work(first=held.first, second=held.second), policy)
     for _ in range(3):
         held.go.release()
-    for value in (2, 4, 6):
+    for value in (2, 4, 6, 8, 10, 12):
         lingering.tell(value)
     assert held.at_work.acquire(timeout=20)
-    assert held.batches == [[2, 4]]
+    assert held.batches == [[2, 4, 6, 8]]
     lingering.close()
-    assert held.batches == [[2, 4], [6]]
+    assert held.batches == [[2, 4, 6, 8], [10, 12]]

@@ -116,6 +116,25 @@ def test_other_rows_are_not_read_together(rows):
     assert read(rows) is None
 
 
+def test_each_number_stands_in_its_own_column():
+    specs = {
+        name: TensorSpec(dtype=dtype, shape=(None,))
+        for name, dtype in {
+            **dict.fromkeys(("a", "c", "e"), "float32"),
+            **dict.fromkeys(("b", "d", "f"), "int64"),
+            **dict.fromkeys(("g", "h"), "int32"),
+        }.items()
+    }
+    sent = [{name: 10 * row + at for at, name in enumerate(sorted(specs))} for row in range(3)]
+    reader = reader_of(Signature(inputs=specs, outputs={}))
+    assert reader is not None
+    rows = reader.read(msgspec.Raw(json.dumps(sent).encode()))
+    assert rows is not None
+    for name, array in rows.read([]).items():
+        assert array.dtype == specs[name].dtype
+        assert array.tolist() == [row[name] for row in sent]
+
+
 def test_rows_of_texts_are_not_read_together():
     specs = {"title": TensorSpec(dtype="string", shape=(None,))}
     assert reader_of(Signature(inputs=specs, outputs={})) is None

@@ -193,10 +193,18 @@ def _field(number: int, data: bytes) -> bytes:
 
 @lru_cache(maxsize=16_384)
 def _head(number: int, size: int) -> bytes:
-    return _varint(number << 3 | _LEN) + _varint(size)
+    return varint(number << 3 | _LEN) + varint(size)
 
 
-def _varint(value: int) -> bytes:
+# The same: mostly lengths, of which there are few.
+@lru_cache(maxsize=16_384)
+def varint(value: int) -> bytes:
+    """
+    A number that is not negative.
+
+    >>> varint(5), varint(300)
+    (b'\\x05', b'\\xac\\x02')
+    """
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)

@@ -152,6 +152,10 @@ class CalledModel(ABC):
                     outputs = self._ran(call.signature, inputs)
                 self._check_scores(call.signature, inputs, outputs)
         self.compare_golden()
+        self._warmed()
+
+    def _warmed(self) -> None:  # noqa: B027 - most runtimes have nothing to do
+        """From now on calls are those of users."""
 
     def compare_golden(self, run: Run | None = None) -> None:
         """

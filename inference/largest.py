@@ -22,7 +22,8 @@ _LEAST: Final = np.int32(~0x7F800000)  # minus infinity's key
 
 def largest(scores: Scores, k: int) -> tuple[Columns, Scores]:
     """
-    Columns and values [b, k] of the k largest of each row, largest first.
+    Columns and values [b, k] of the k largest of each row, largest first. Where the value is -inf,
+    the column says nothing.
 
     Args:
         scores: [b, n], contiguous, no NaN.

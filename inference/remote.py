@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,6 @@ from inference.calls import BATCH_SIZES, CalledModel, CallStyle, name_of
 from inference.expected import with_leads
 from inference.model import ModelRef
 from inference.protos import SIGNATURE_DEF, arrays, model_spec, signatures_in, tensor
-from inference.samples import Call
 from inference.tensors import Signature
 from ingest.clock import Clock
 from ingest.metrics import Metrics
@@ -89,16 +88,6 @@ class RemoteModel(CalledModel):
             self.close()
             raise
 
-    def warm(
-        self,
-        sizes: Iterable[int] | None = None,
-        *,
-        sampled: Sequence[Call] | None = None,
-        rarely: Collection[str] = (),
-    ) -> None:
-        super().warm(sizes, sampled=sampled, rarely=rarely)
-        self._deadline_s = self._policy.deadline_s
-
     def close(self) -> None:
         channel, self._channel = self._channel, None
         if channel is not None:
@@ -111,6 +100,9 @@ class RemoteModel(CalledModel):
         if self._doubted:  # it went away and came back within this call
             self._check_again()
         return outputs
+
+    def _warmed(self) -> None:
+        self._deadline_s = self._policy.deadline_s
 
     def _predicted(self, signature: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         request = predict_pb2.PredictRequest(

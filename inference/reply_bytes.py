@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from features.declare import Array
+from features.protowire import varint
 from inference.protos import shape_message, tensor
 from inference.tensor_layout import PACKED, varints
 
@@ -35,20 +36,20 @@ def reply(model: bytes, outputs: Mapping[str, Array]) -> bytes:
     Args:
         model: a ModelSpec.
     """
-    pieces = [_MODEL, _length(len(model)), model]
+    pieces = [_MODEL, varint(len(model)), model]
     for name, array in outputs.items():
         if array.dtype.name in PACKED and array.size:
             start = _start(name, array.dtype.name, array.shape)
             values = _packed(array)
-            length = _length(len(values))
+            length = varint(len(values))
             size = len(start.tensor) + len(length) + len(values)
             value = (start.tensor, length, values)
         else:
             value = (b"", b"", tensor(array).SerializeToString())
             start, size = _start(name, "", ()), len(value[2])
-        told = _length(size)
+        told = varint(size)
         entry = len(start.name) + 1 + len(told) + size
-        pieces += [_OUTPUT, _length(entry), start.name, _VALUE, told, *value]
+        pieces += [_OUTPUT, varint(entry), start.name, _VALUE, told, *value]
     return b"".join(pieces)
 
 
@@ -56,29 +57,13 @@ def reply(model: bytes, outputs: Mapping[str, Array]) -> bytes:
 def _start(name: str, dtype: str, shape: tuple[int, ...]) -> _Start:
     """`dtype` empty: of the name alone."""
     text = name.encode()
-    named = _KEY + _length(len(text)) + text
+    named = _KEY + varint(len(text)) + text
     if not dtype:
         return _Start(named, b"")
     number, tag = PACKED[dtype]
     told = bytes(shape_message(shape).SerializeToString())
-    head = _TYPE + _length(number) + _SHAPE + _length(len(told)) + told
-    return _Start(named, head + _length(tag))
-
-
-@lru_cache(maxsize=4_096)
-def _length(number: int) -> bytes:
-    """
-    A varint.
-
-    >>> _length(5), _length(300)
-    (b'\\x05', b'\\xac\\x02')
-    """
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
+    head = _TYPE + varint(number) + _SHAPE + varint(len(told)) + told
+    return _Start(named, head + varint(tag))
 
 
 def _packed(array: Array) -> bytes:

@@ -256,21 +256,21 @@ class _Rest:
     async def _predict(self, given: Given) -> Answer:
         body = given.body
         head: PredictHead = await _read(PredictHead, body)
-        by_rows = not isinstance(head.instances, msgspec.UnsetType)
-        if by_rows == (not isinstance(head.inputs, msgspec.UnsetType)):
+        rows = head.instances
+        by_rows = isinstance(rows, msgspec.Raw)
+        if by_rows == isinstance(head.inputs, msgspec.Raw):
             detail = "give either instances (rows) or inputs (columns)"
             raise Rejected(Reason.MISSING_FIELD, detail)
         choice = _choice(given.params)
         _, model = self._api.model(choice)
         signature = signature_of(model.signatures, head.signature_name)
         inputs: Mapping[str, Array] | Rows | None = None
-        if not isinstance(head.instances, msgspec.UnsetType) and len(body) < THREAD_BYTES:
+        if isinstance(rows, msgspec.Raw) and len(body) < THREAD_BYTES:
             reader = self._readers.of(signature)
-            inputs = None if reader is None else reader.read(head.instances)
+            inputs = None if reader is None else reader.read(rows)
         if inputs is None:
             inputs = await _aside(len(body), lambda: _tensors(body, signature))
-        trace = given.call.trace
-        found = await self._api.predict(choice, head.signature_name, inputs, trace)
+        found = await self._api.predict(choice, head.signature_name, inputs, given.call.trace)
         write = rest_tensors.to_rows if by_rows else rest_tensors.to_columns
         size = sum(array.nbytes for array in found.outputs.values())
         return Answer(body=await _aside(size, lambda: write(found.outputs)), kind=JSON)

@@ -108,7 +108,7 @@ class TensorCall:
 class PerSignature(Generic[T]):
     """
     What is made of each signature in use, once. By identity, for which the signature is kept: to
-    compare two takes longer than what is made for it.
+    compare two takes longer than to read a call. For one thread.
     """
 
     def __init__(self, make: Callable[[Signature], T]) -> None:

@@ -11,7 +11,7 @@ _Task: TypeAlias = "asyncio.Task[Any]"
 
 class TimeLimit:
     """
-    `with limit:` around an await is `asyncio.timeout` of its length, in a third of the time: that
+    `with limit:` around an await is `asyncio.timeout` of its length, in a quarter of the time: that
     one makes a timer for each. For one event loop; a task may be in it once at a time.
 
     Raises, from the block, TimeoutError: it took longer.

@@ -196,7 +196,7 @@ class VectorIndex:
             inverted = self.inverted
             parts.append(lambda wanted: inverted.search(wanted, bits))
         if len(ours):
-            # Beside each other, not below: a product with few queries takes half as long.
+            # Beside each other, not below: a product with few queries takes less time.
             at, vectors = self.tail_at[ours], np.ascontiguousarray(self.tail[ours].T)
             columns = np.full(self.size, -1)
             columns[at] = np.arange(len(at))

@@ -66,7 +66,7 @@ class BatchPolicy:
     """Size and patience."""
 
     max_size: int = 256
-    objective_s: float = 0.025  # in which a request without a deadline is to be answered
+    objective_s: float = 0.025  # in which what is added without a deadline is to be answered
     max_pending: int = 4096  # the batcher takes no more than this; its owner stops fetching
 
     def __post_init__(self) -> None:

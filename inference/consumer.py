@@ -191,7 +191,7 @@ class Consumer:
                 entries = self._insistently(lambda: self._ends.reader.read(batch))
                 with self._settled:
                     self._under_way += len(entries)
-                self._lanes.add(entries, self._due_s)
+                self._lanes.add(entries, self._due_by())
         else:
             self._clock.sleep(FULL_S)
         self._trail.look(self._ends.source)
@@ -233,17 +233,27 @@ class Consumer:
         if spare_s > LEAST_S:
             self._clock.sleep(spare_s)
 
-    def _due_s(self, entry: Entry) -> float | None:
+    def _due_by(self) -> Callable[[Entry], float]:
         """
-        When a request must be answered, on the monotonic clock; None: by the objective.
+        When an entry that came now must be answered, on the monotonic clock: by its deadline, or
+        else by the objective, both counted from Kafka's timestamp.
 
-        Early enough to be committed by its deadline: nobody sees an answer sooner.
+        Early enough to be committed by then: nobody sees an answer sooner.
         """
-        if isinstance(entry, Bad) or entry.request.deadline_ms is None:
-            return None
-        left_ms = entry.timestamp_ms + entry.request.deadline_ms - self._clock.now_ms()
+        now_s, now_ms = self._clock.monotonic_s(), self._clock.now_ms()
         deliver_s = self._costs.deliver.predict(1)
-        return self._clock.monotonic_s() + left_ms / 1000 - deliver_s
+        objective_s = self._policy.batch.objective_s
+
+        def due_s(entry: Entry) -> float:
+            if isinstance(entry, Bad):
+                return now_s + objective_s
+            passed_s = (now_ms - entry.timestamp_ms) / 1000
+            given_ms = entry.request.deadline_ms
+            if given_ms is None:  # a clock that is ahead gives nobody more time
+                return now_s + objective_s - max(0.0, passed_s) - deliver_s
+            return now_s + given_ms / 1000 - passed_s - deliver_s
+
+        return due_s
 
     def _insistently(self, call: Callable[[], T]) -> T:
         """A registry or broker that does not answer makes requests wait; it loses none."""

@@ -65,13 +65,17 @@ class World:
             self.log.create_topic(topic, PARTITIONS)
         self.codec = Codec(self.registry, RecommendationRequest, "requests")
 
-    def ask(self, count: int, start: int = 0) -> None:
+    def ask(self, count: int, start: int = 0, timestamp_ms=None, **asked) -> None:
         producer = MemoryProducer(self.log)
         for i in range(start, start + count):
             user = f"user-{i % 17}"
-            request = RecommendationRequest(request_id=f"r{i}", user_id=user)
+            request = RecommendationRequest(request_id=f"r{i}", user_id=user, **asked)
             value = self.codec.encode(request)
-            producer.send(Outgoing(topic="requests", key=user.encode(), value=value))
+            producer.send(
+                Outgoing(
+                    topic="requests", key=user.encode(), value=value, timestamp_ms=timestamp_ms
+                )
+            )
 
     def ends(self, name: str = "a", producer=None) -> Ends:
         letters = DeadLetters(
@@ -477,6 +481,32 @@ def test_what_comes_while_the_model_is_busy_is_polled_together(world, eventually
             stop.set()
         running.result(30)
     assert during[0] < count / 2
+
+
+HOUR_S = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("sent_s_ago", "objective_s", "deadline_s", "cause"),
+    [
+        (0, HOUR_S, None, Cause.ENOUGH),
+        (2 * HOUR_S, HOUR_S, None, Cause.DEADLINE),  # it waited elsewhere for as long as it may
+        (-2 * HOUR_S, 0.0, None, Cause.DEADLINE),  # a sender's clock that is ahead gives no time
+        (0, 0.0, HOUR_S, Cause.ENOUGH),
+        (HOUR_S, HOUR_S, HOUR_S, Cause.DEADLINE),
+    ],
+)
+def test_objective_and_deadline_count_from_a_requests_timestamp(
+    world, eventually, sent_s_ago, objective_s, deadline_s, cause
+):
+    sent_ms = SystemClock().now_ms() - round(1000 * sent_s_ago)
+    deadline_ms = None if deadline_s is None else round(1000 * deadline_s)
+    world.ask(1, timestamp_ms=sent_ms, deadline_ms=deadline_ms)
+    policy = ConsumerPolicy(batch=BatchPolicy(max_size=8, objective_s=objective_s))
+    consumer = world.consumer(world.ends(), policy=policy)
+    serve_until(world, consumer, everyone_once(world, 1), eventually)
+    causes = {one: world.metrics.value("serve.batches", cause=one.value) for one in Cause}
+    assert {one for one, count in causes.items() if count} == {cause}
 
 
 class Idling(MemoryGroupSource):

@@ -35,7 +35,10 @@ def serve(
     *,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests in one model call.")] = 256,
     objective_ms: Annotated[
-        float, typer.Option(min=0, help="In which a request without deadline is to be answered.")
+        float,
+        typer.Option(
+            min=0, help="In which a request without deadline is to be answered, from its timestamp."
+        ),
     ] = 25.0,
     delivery: Annotated[
         Delivery, typer.Option(help="at-least-once: sooner, and a crash repeats some answers.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,15 +25,25 @@ from inference.server import Options
 from ingest.metrics import MemoryMetrics
 from schemas.events import Item
 from tests.bench.figures import Figure, figure
-from tests.bench.measure import CLOCK, quantiles_ms
-from tests.bench.serving import BATCHES, LIMIT_S, QUIET, SETTLE_S, Client, K, features, ready
+from tests.bench.measure import CLOCK, TooSlow, quantiles_ms
+from tests.bench.serving import (
+    BATCHES,
+    LIMIT_S,
+    QUIET,
+    SETTLE_S,
+    Client,
+    K,
+    Took,
+    features,
+    ready,
+)
 from tests.bench.world import World
 
 SHARE_AIM = 0.9  # of the SavedModel called in a loop
 OVERHEAD_US = 60.0
 SOON_MS, BUSY_MS = 25.0, 60.0  # p99 at half of peak load, and at nine tenths, at least once
 LIKE_AIM, MORE_MS = 0.8, 50.0  # exactly once: of the throughput of at least once; p99 beyond it
-LOADS = {"half": 0.5, "nine tenths": 0.9}  # of peak load, see `_peak`
+LOADS = {"half": 0.5, "nine tenths": 0.9}  # of peak load, see `peak_load`
 TRY_S, TRIES = 6.0, 5  # a rate that is tried, and how many are: to a 32nd of the burst's rate
 KEPT_S = 0.2  # waiting that an overload of a thirtieth makes in that time
 
@@ -172,7 +183,7 @@ def _served(
         client.warm(delivery)
         taken_s, used_s = min(_burst(world, client, process) for _ in range(world.sizes.passes))
         per_s = world.sizes.serve_requests / taken_s
-        peak = peak or _peak(client, per_s)
+        peak = peak or peak_load(client.steady, per_s)
         latencies = {}
         for load, share in loads.items():
             client.settle(share * peak)
@@ -186,19 +197,28 @@ def _served(
     )
 
 
-def _peak(client: Client, burst_per_s: float) -> float:
+def peak_load(steady: Callable[[float, float], Sequence[Took]], burst_per_s: float) -> float:
     """
     The highest steady rate, requests/s, at which waiting does not grow: the sustainable throughput
     of Karimov et al., "Benchmarking Distributed Stream Data Processing Systems" (ICDE 2018).
+
+    Args:
+        steady: what requests took at a rate for so many seconds, in the order in which they came.
+        burst_per_s: no steady rate is higher.
+
+    Raises:
+        TooSlow: none of the rates that were tried is kept up with.
     """
     kept, lost = 0.0, burst_per_s
     for _ in range(TRIES):
         rate = (kept + lost) / 2
-        last = client.steady(rate, TRY_S)[-round(rate) :]
+        last = steady(rate, TRY_S)[-math.ceil(rate) :]
         if median(took.latency_s for took in last) <= KEPT_S:
             kept = rate
         else:
             lost = rate
+    if not kept:
+        raise TooSlow(f"answers wait longer and longer at {lost:.0f} requests/s")
     return kept
 
 

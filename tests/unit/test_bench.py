@@ -16,12 +16,13 @@ from rich.console import Console
 
 from features.hashing import hash_ids
 from schemas.events import EventType
-from tests.bench import batching, figures, measure, network, plots, same_job
+from tests.bench import batching, delivery, figures, measure, network, plots, same_job
 from tests.bench.figures import Figure, figure
 from tests.bench.harness import Outcome, Part, measured, print_table, write
 from tests.bench.load import Answers, BadAnswer, over_http, post
 from tests.bench.peers import row
 from tests.bench.peers.task import Task
+from tests.bench.serving import Took
 from tests.bench.shop import MIX, Shop
 
 MET = figure("fast", 200.0, "events/s", aim=100, peer=("peer", 50.0), limits={"a": 400.0})
@@ -228,6 +229,28 @@ def test_the_highest_load_that_is_borne_is_found_between_those_of_the_grid(edge:
 
     found = batching.borne([at(load) for load in batching.LOADS], at)
     assert found == pytest.approx(1000 * min(edge, 1.0), abs=10)
+
+
+def queued(bears: float):
+    """A queue that is served at one rate, with half a second of trouble in between."""
+
+    def steady(rate: float, for_s: float) -> list[Took]:
+        behind = max(0.0, rate / bears - 1)
+        sent = np.arange(int(rate * for_s)) / rate
+        latency = 0.01 + behind * sent + 0.5 * ((sent > 1) & (sent < 1.5))
+        return [Took(s, s + late, 1, None) for s, late in zip(sent, latency, strict=True)]
+
+    return steady
+
+
+@pytest.mark.parametrize("bears", [900.0, 510.0, 2_000.0])
+def test_peak_load_is_the_highest_rate_at_which_waiting_does_not_grow(bears: float) -> None:
+    assert delivery.peak_load(queued(bears), 1000.0) == pytest.approx(min(bears, 1000), abs=50)
+
+
+def test_a_server_that_keeps_up_with_nothing_is_said_so() -> None:
+    with pytest.raises(measure.TooSlow, match="at 31 requests/s"):
+        delivery.peak_load(queued(10.0), 1000.0)
 
 
 def test_batchers_are_drawn(tmp_path: Path) -> None:

@@ -233,10 +233,10 @@ class Consumer:
         if spare_s > LEAST_S:
             self._clock.sleep(spare_s)
 
-    def _due_by(self) -> Callable[[Entry], float]:
+    def _due_by(self) -> Callable[[Entry], float | None]:
         """
         When an entry that came now must be answered, on the monotonic clock: by its deadline, or
-        else by the objective, both counted from Kafka's timestamp.
+        else by the objective, both counted from Kafka's timestamp. None: a bad one, at leisure.
 
         Early enough to be committed by then: nobody sees an answer sooner.
         """
@@ -244,9 +244,9 @@ class Consumer:
         deliver_s = self._costs.deliver.predict(1)
         objective_s = self._policy.batch.objective_s
 
-        def due_s(entry: Entry) -> float:
+        def due_s(entry: Entry) -> float | None:
             if isinstance(entry, Bad):
-                return now_s + objective_s
+                return None
             passed_s = (now_ms - entry.timestamp_ms) / 1000
             given_ms = entry.request.deadline_ms
             if given_ms is None:  # a clock that is ahead gives nobody more time

@@ -41,9 +41,11 @@ from tests.bench.world import World
 
 SHARE_AIM = 0.9  # of the SavedModel called in a loop
 OVERHEAD_US = 60.0
-SOON_MS, BUSY_MS = 25.0, 60.0  # p99 at half of peak load, and at nine tenths, at least once
+SOON_MS, BUSY_MS = 25.0, 60.0
 LIKE_AIM, MORE_MS = 0.8, 50.0  # exactly once: of the throughput of at least once; p99 beyond it
-LOADS = {"half": 0.5, "nine tenths": 0.9}  # of peak load, see `peak_load`
+HALF, MOST = "half of peak load", "nine tenths of peak load"  # see `peak_load`
+HALF_BURST = "half of a burst's rate"
+AIMS_MS = {HALF: SOON_MS, MOST: BUSY_MS, HALF_BURST: SOON_MS}  # p99, at least once
 TRY_S, TRIES = 6.0, 5  # a rate that is tried, and how many are: to a 32nd of the burst's rate
 KEPT_S = 0.2  # waiting that an overload of a thirtieth makes in that time
 
@@ -53,9 +55,9 @@ class Served:
     """What one way of delivery gave."""
 
     per_s: float  # of a burst
-    peak_per_s: float  # that loads are shares of
     cpu_us: float  # of the serving process, a request
-    latencies_s: dict[str, list[float]]  # by load
+    rates: Mapping[str, float]  # requests/s by load
+    latencies_s: Mapping[str, Sequence[float]]  # by load
 
     def p99_ms(self, load: str) -> float:
         return quantiles_ms(self.latencies_s[load])["p99_ms"]
@@ -65,8 +67,9 @@ def run(world: World) -> Iterator[Figure]:
     """The same requests, delivered both ways in turn."""
     _, alone = ready(world)
     best = max(alone.values())
-    least = _served(world, "at-least-once", LOADS)
-    exactly = _served(world, "exactly-once", {"half": LOADS["half"]}, peak=least.peak_per_s)
+    least = _served(world, "at-least-once")
+    halves = {load: least.rates[load] for load in (HALF, HALF_BURST)}
+    exactly = _served(world, "exactly-once", halves)
     limits = {"the SavedModel alone, its best batch": best}
     yield figure(
         "recommendations through Kafka, at least once",
@@ -100,35 +103,32 @@ def run(world: World) -> Iterator[Figure]:
     )
     yield figure(
         "peak load: the highest steady rate that is kept up with, at least once",
-        least.peak_per_s,
+        2 * least.rates[HALF],
         "requests/s",
         limits={"a burst": least.per_s},
         note="a burst waits in the log and is served in full batches; a steady load comes while "
         "client and broker work, and in smaller ones",
     )
-    for load, aim_ms in (("half", SOON_MS), ("nine tenths", BUSY_MS)):
-        world.samples[f"at least once, {load} load"] = (
+    for load, aim_ms in AIMS_MS.items():
+        world.samples[f"at least once, {load}"] = (
             np.asarray(least.latencies_s[load]) * 1000,
             aim_ms,
         )
-        yield figure(
-            f"request to recommendation at {load} of peak load, at least once, p99",
-            least.p99_ms(load),
-            "ms",
-            aim=aim_ms,
-            smaller_is_better=True,
-            quantiles=quantiles_ms(least.latencies_s[load]),
-            requests_per_s=round(LOADS[load] * least.peak_per_s),
-            note=f"after {SETTLE_S:g} s of the same rate, in which the broker compiles for it",
-        )
-    yield figure(
-        "request to recommendation at the same load, exactly once, p99",
-        exactly.p99_ms("half"),
+        yield _latency(least, load, "at least once", aim_ms)
+    for load in halves:
+        yield _latency(exactly, load, "exactly once", least.p99_ms(load) + MORE_MS)
+
+
+def _latency(served: Served, load: str, delivery: str, aim_ms: float) -> Figure:
+    return figure(
+        f"request to recommendation at {load}, {delivery}, p99",
+        served.p99_ms(load),
         "ms",
-        aim=least.p99_ms("half") + MORE_MS,
+        aim=aim_ms,
         smaller_is_better=True,
-        quantiles=quantiles_ms(exactly.latencies_s["half"]),
-        requests_per_s=round(LOADS["half"] * least.peak_per_s),
+        quantiles=quantiles_ms(served.latencies_s[load]),
+        requests_per_s=round(served.rates[load]),
+        note=f"after {SETTLE_S:g} s of the same rate, in which the broker compiles for it",
     )
 
 
@@ -170,10 +170,8 @@ def _called(folder: Path, users: UserFeatures, seen: NDArray[np.uint64], items: 
     return 1e6 * min(found)
 
 
-def _served(
-    world: World, delivery: str, loads: Mapping[str, float], peak: float | None = None
-) -> Served:
-    """`peak`: requests/s that loads are shares of; None: its own."""
+def _served(world: World, delivery: str, rates: Mapping[str, float] | None = None) -> Served:
+    """`rates`: requests/s of the loads that are measured; None: of all, by what it bears itself."""
     settings, _ = ready(world)
     words = ("serve", "--delivery", delivery)
     with world.command(settings, *words, environment=dict([QUIET])):
@@ -183,17 +181,19 @@ def _served(
         client.warm(delivery)
         taken_s, used_s = min(_burst(world, client, process) for _ in range(world.sizes.passes))
         per_s = world.sizes.serve_requests / taken_s
-        peak = peak or peak_load(client.steady, per_s)
-        latencies = {}
-        for load, share in loads.items():
-            client.settle(share * peak)
-            latencies[load] = client.paced(share * peak, world.sizes.paced_s)
+        if rates is None:
+            peak = peak_load(client.steady, per_s)
+            rates = {HALF: peak / 2, MOST: 0.9 * peak, HALF_BURST: per_s / 2}
+        latencies_s = {}
+        for load, rate in rates.items():
+            client.settle(rate)
+            latencies_s[load] = client.paced(rate, world.sizes.paced_s)
         client.close()
     return Served(
         per_s=per_s,
-        peak_per_s=peak,
         cpu_us=1e6 * used_s / world.sizes.serve_requests,
-        latencies_s=latencies,
+        rates=rates,
+        latencies_s=latencies_s,
     )
 
 

@@ -38,19 +38,23 @@ class ArenaView(NamedTuple):
 
     def counted(
         self, index: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    ) -> NDArray[np.float64]:
         """
-        Counts of every event type in the tiles whose keys are in `low <= key < high`, [m, TYPES].
+        Counts of every event type in the tiles whose keys are in `low <= key < high`.
 
         Args:
             index: [m] items; -1: nothing is known of it.
+            low, high: [w, m] of w windows.
+
+        Returns:
+            [m, w, TYPES] float64, exact below 2**53, as what is computed from them is.
 
         Raises:
             IndexError: there is no such item.
         """
         if index.max(initial=-1) >= len(self.slots):
             raise IndexError(f"there is no item {index.max()} among {len(self.slots)}")
-        found = np.zeros((len(index), TYPES), np.int64)
+        found = np.zeros((len(index), len(low), TYPES), np.float64)
         _count(self.slots, self.words, index, low, high, found)
         return found
 
@@ -59,9 +63,9 @@ class ArenaView(NamedTuple):
     given("uint64"),
     given("uint64"),
     given("int64"),
-    given("int64"),
-    given("int64"),
-    filled("int64", 2),
+    given("int64", 2),
+    given("int64", 2),
+    filled("float64", 3),
 )
 def _count(
     slots: NDArray[np.uint64],
@@ -69,7 +73,7 @@ def _count(
     index: NDArray[np.int64],
     low: NDArray[np.int64],
     high: NDArray[np.int64],
-    found: NDArray[np.int64],
+    found: NDArray[np.float64],
 ) -> None:
     for i in range(len(index)):
         if index[i] < 0:
@@ -78,8 +82,9 @@ def _count(
         start = np.int64(slot >> _LENGTH_BITS)
         for j in range(start, start + np.int64(slot & _LENGTH_MASK)):
             key = np.int64(words[j] & _KEY_MASK)
-            if low[i] <= key < high[i]:
-                found[i, key & (found.shape[1] - 1)] += np.int64(words[j] >> _COUNT_SHIFT)
+            for w in range(len(low)):
+                if low[w, i] <= key < high[w, i]:
+                    found[i, w, key & (found.shape[2] - 1)] += words[j] >> _COUNT_SHIFT
 
 
 class Arena:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from features.declare import Array, Feature, FeatureSet, ItemContext, Level, UserContext
+from features.declare import Array, Columns, FeatureSet, ItemContext, Level, UserContext
 from schemas.errors import Refused
 
 
@@ -80,8 +80,8 @@ def assemble_users(features: FeatureSet, context: UserContext) -> UserFeatures:
     """User-level features of every request, [n]."""
     n = len(context.now_ms)
     return UserFeatures(
-        longs=_packed(features.of(Level.USER, "int64"), context, n, np.int64),
-        floats=_packed(features.of(Level.USER, "float32"), context, n, np.float32),
+        longs=_packed(features.columns(Level.USER, "int64"), context, n, np.int64),
+        floats=_packed(features.columns(Level.USER, "float32"), context, n, np.float32),
     )
 
 
@@ -89,8 +89,8 @@ def assemble_items(features: FeatureSet, context: ItemContext) -> ItemFeatures:
     """Item-level features of every candidate, [m]."""
     m = len(context.hashes)
     return ItemFeatures(
-        longs=_packed(features.of(Level.ITEM, "int64"), context, m, np.int64),
-        floats=_packed(features.of(Level.ITEM, "float32"), context, m, np.float32),
+        longs=_packed(features.columns(Level.ITEM, "int64"), context, m, np.int64),
+        floats=_packed(features.columns(Level.ITEM, "float32"), context, m, np.float32),
     )
 
 
@@ -175,17 +175,19 @@ def _columns_of(
 
 
 def _packed(
-    declared: tuple[Feature, ...],
+    columns: tuple[Columns, ...],
     context: UserContext | ItemContext,
     n: int,
     dtype: type[np.int64] | type[np.float32],
 ) -> Array:
-    packed = np.empty((n, sum(f.length for f in declared)), dtype)
+    packed = np.empty((n, sum(one.width for one in columns)), dtype)
     at = 0
-    for f in declared if n else ():
-        values = np.asarray(f.compute(context)).reshape(n, -1)
-        if values.shape[1] != f.length:
-            raise ValueError(f"{f.name}: {f.length} values a row declared, got {values.shape[1]}")
-        packed[:, at : at + f.length] = values
-        at += f.length
+    for one in columns if n else ():
+        values = np.asarray(one.compute(context)).reshape(n, -1)
+        if values.shape[1] != one.width:
+            raise ValueError(
+                f"{one.names}: {one.width} values a row declared, got {values.shape[1]}"
+            )
+        packed[:, at : at + one.width] = values
+        at += one.width
     return packed

@@ -11,8 +11,6 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Final
 
-import numpy as np
-
 from features import item_features as item
 from features import user_features as user
 from features.declare import DAY_MS, Drift, Feature, FeatureSet, Level, declared_set
@@ -123,26 +121,26 @@ _USER: Final = (
     ),
     user.scalar(
         "session_length",
-        user.session_length,
+        user.SESSION_LENGTH,
         "log(1 + interactions since the last gap of 30 minutes)",
     ),
     user.scalar(
         "session_age",
-        user.session_age,
+        user.SESSION_AGE,
         "log(1 + seconds since the first interaction of the session); 0: no session",
     ),
     user.scalar(
-        "session_items", user.session_items, "log(1 + items that the session's interactions are on)"
+        "session_items", user.SESSION_ITEMS, "log(1 + items that the session's interactions are on)"
     ),
     *(user.recency(event_type) for event_type in RECENT),
-    user.scalar("hour_sin", user.cycle(DAY_MS, np.sin), "hour of the day (UTC), sine"),
-    user.scalar("hour_cos", user.cycle(DAY_MS, np.cos), "hour of the day (UTC), cosine"),
-    user.scalar("weekday_sin", user.cycle(7 * DAY_MS, np.sin), "day of the week (UTC), sine"),
-    user.scalar("weekday_cos", user.cycle(7 * DAY_MS, np.cos), "day of the week (UTC), cosine"),
+    user.scalar("hour_sin", user.sine(DAY_MS), "hour of the day (UTC), sine"),
+    user.scalar("hour_cos", user.cosine(DAY_MS), "hour of the day (UTC), cosine"),
+    user.scalar("weekday_sin", user.sine(7 * DAY_MS), "day of the week (UTC), sine"),
+    user.scalar("weekday_cos", user.cosine(7 * DAY_MS), "day of the week (UTC), cosine"),
     *(user.attribute(name) for name in ATTRIBUTES),
-    user.context("surface", lambda c: c.surface),
-    user.context("device", lambda c: c.device),
-    user.context("country", lambda c: c.country),
+    user.context("surface"),
+    user.context("device"),
+    user.context("country"),
 )
 
 # Each one object: affinities to the same tags share their work.

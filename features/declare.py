@@ -13,8 +13,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from functools import cached_property, partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,13 @@ DAY_MS = 24 * HOUR_MS
 
 Array = NDArray[Any]
 T = TypeVar("T")
+
+
+class Table(Protocol):
+    """Computes features of a kind."""
+
+    def __call__(self, context: Any, keys: tuple[Any, ...]) -> Array:
+        """Those of the keys beside each other, [n, sum of their lengths]."""
 
 
 class Level(StrEnum):
@@ -99,6 +107,32 @@ class ItemContext(_Context):
     def history_index(self) -> NDArray[np.int64]:
         """Index in `items` of all items of the users' histories; -1: unknown item."""
         return self.shared("history", lambda: self.items.index(self.users.rows.history_item))
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """
+    The `compute` of a feature that is one of several of a kind.
+
+    Those declared next to each other take one call, which costs more than the few numbers it gives.
+    """
+
+    table: Table
+    key: Any  # hashable: which of the kind
+
+    def __call__(self, context: Any) -> Array:
+        """Of this one alone: [n] or [n, length]."""
+        found = self.table(context, (self.key,))
+        return found[:, 0] if found.shape[1] == 1 else found
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns of a packed matrix that one call computes."""
+
+    names: str  # of their features
+    width: int
+    compute: Callable[[Any], Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +223,20 @@ class FeatureSet:
             for dtype in (None, "int64", "float32")
         }
 
+    def columns(self, level: Level, dtype: str) -> tuple[Columns, ...]:
+        """What computes the packed matrix of a level and dtype, from left to right."""
+        return self._columns[level, dtype]
+
+    @cached_property
+    def _columns(self) -> dict[tuple[Level, str], tuple[Columns, ...]]:
+        return {
+            (level, dtype): tuple(
+                _joined(list(of_one)) for _, of_one in groupby(self.of(level, dtype), _kind)
+            )
+            for level in Level
+            for dtype in ("int64", "float32")
+        }
+
     def width(self, level: Level, dtype: str) -> int:
         """Columns of the packed matrix of a level and dtype."""
         return sum(f.length for f in self.of(level, dtype))
@@ -205,6 +253,24 @@ class FeatureSet:
     def fingerprint(self) -> str:
         """16 hex digits that change when any declared feature or the row's policy changes."""
         return hashlib.sha256(declared(self).encode()).hexdigest()[:16]
+
+
+def _kind(feature: Feature) -> Any:
+    """Equal for features that are computed together."""
+    compute = feature.compute
+    return compute.table if isinstance(compute, Together) else feature.name
+
+
+def _joined(of_one: Sequence[Feature]) -> Columns:
+    """Of neighbours of one kind."""
+    first, last = of_one[0], of_one[-1]
+    if isinstance(first.compute, Together):
+        keys = tuple(f.compute.key for f in of_one if isinstance(f.compute, Together))
+        compute: Callable[[Any], Array] = partial(first.compute.table, keys=keys)
+    else:
+        compute = first.compute
+    names = first.name if first is last else f"{first.name} to {last.name}"
+    return Columns(names, sum(f.length for f in of_one), compute)
 
 
 def declared(features: FeatureSet) -> str:

@@ -23,6 +23,7 @@ from features.fold import EventColumns
 from features.hashing import hash_id, hash_ids
 from features.items import ItemTable
 from features.misplaced import grouped, misplaced
+from features.tiles import Window
 from features.validate import Candidates, rejections
 from ingest.log import RecordBatch
 from ingest.origin import origin_of
@@ -197,21 +198,22 @@ class HistoryItems(ItemTable):
         np.add.at(counts[1:], place, np.concatenate([_NO_HOURS, *(part.counts for part in parts)]))
         self._before = np.cumsum(counts, axis=0)
 
-    def window_table(
-        self,
-        index: NDArray[np.int64],
-        now_ms: NDArray[np.int64] | int,
-        *,
-        hours: int = 0,
-        days: int = 0,
+    def window_tables(
+        self, index: NDArray[np.int64], now_ms: NDArray[np.int64], windows: tuple[Window, ...]
+    ) -> NDArray[np.float64]:
+        tables = [self._window_table(index, now_ms, one) for one in windows]
+        return np.stack(tables, axis=1).astype(np.float64)
+
+    def _window_table(
+        self, index: NDArray[np.int64], now_ms: NDArray[np.int64], window: Window
     ) -> NDArray[np.int64]:
-        now = np.broadcast_to(np.asarray(now_ms, np.int64), index.shape)
-        if days:
-            end = now // DAY_MS * _HOURS_A_DAY
-            start = end - days * _HOURS_A_DAY
+        """[m, TYPES]"""
+        if window.days:
+            end = now_ms // DAY_MS * _HOURS_A_DAY
+            start = end - window.days * _HOURS_A_DAY
         else:
-            end = now // HOUR_MS
-            start = end - hours if hours else np.zeros_like(end)
+            end = now_ms // HOUR_MS
+            start = end - window.hours if window.hours else np.zeros_like(end)
         item = np.maximum(index, 0) << _BUCKET_BITS
         low, high = (np.searchsorted(self._keys, item | np.maximum(b, 0)) for b in (start, end))
         table: NDArray[np.int64] = self._before[high] - self._before[low]

@@ -1,4 +1,4 @@
-"""What the interactions of each history tell, in one pass: the last of each type, the session."""
+"""What the interactions of each history tell, in one pass: the newest, by type too; the session."""
 
 from __future__ import annotations
 
@@ -9,6 +9,44 @@ from schemas.compiled import compiled, filled, given
 
 Places = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
+
+
+@compiled(
+    given("int64"),
+    given("uint64"),
+    given("uint8"),
+    given("int64"),
+    given("float32"),
+    filled("int64", 3),
+    filled("float32", 2),
+)
+def newest(
+    splits: Places,
+    item: Hashes,
+    event_type: NDArray[np.uint8],
+    time_ms: Places,
+    value: NDArray[np.float32],
+    told: Places,
+    values: NDArray[np.float32],
+) -> None:
+    """
+    Fill in the newest interactions of each history, the very newest last.
+
+    Args:
+        splits: [n + 1] of the histories, oldest first.
+        item, event_type, time_ms, value: [h]
+        told: [3, n, length] zeros: items as int64, event types, times.
+        values: [n, length] zeros: those that are infinite as the largest there are, none as 0.
+    """
+    length, largest = values.shape[1], np.finfo(np.float32).max
+    for i in range(len(values)):
+        behind = length - splits[i + 1]
+        for h in range(max(splits[i], -behind), splits[i + 1]):
+            at = behind + h
+            told[0, i, at] = np.int64(item[h])
+            told[1, i, at], told[2, i, at] = event_type[h], time_ms[h]
+            if not np.isnan(value[h]):
+                values[i, at] = min(max(value[h], -largest), largest)
 
 
 @compiled(

@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.affinity import affinities
-from features.declare import DAY_MS, Array, Feature, ItemContext, Level
+from features.declare import DAY_MS, Array, Feature, ItemContext, Level, Together
+from features.items import Counted
+from features.tiles import Window
 from features.user_features import (
     HOUR,
     LARGEST,
     PRIOR_CLICKS,
     PRIOR_IMPRESSIONS,
     WEEK,
-    Window,
     since,
 )
 from schemas.events import EventType
@@ -45,36 +45,33 @@ def _looked_up(context: ItemContext, column: Array, default: float = 0) -> Array
     return found
 
 
-def _item_count(
-    context: ItemContext, types: Sequence[EventType], window: Window
-) -> NDArray[np.int64]:
-    return context.windows.counts(types, hours=window.hours, days=window.days)
+def _popularities(context: ItemContext, keys: tuple[Counted, ...]) -> Array:
+    return np.log1p(context.windows.counts(keys))
 
 
 def popularity(what: str, types: Sequence[EventType], window: Window) -> Feature:
     """Counts of some event types on the item in a window."""
-
-    def compute(context: ItemContext) -> Array:
-        return np.log1p(_item_count(context, types, window)).astype(np.float32)
-
     return scalar(
         f"item_{what}_{window.name}",
-        compute,
+        Together(_popularities, Counted(tuple(types), window)),
         f"log(1 + {what} of the item in the last {window.name}, whole buckets before now)",
     )
 
 
+def _click_rates(context: ItemContext, keys: tuple[Window, ...]) -> Array:
+    done = tuple(Counted(TARGETS, window) for window in keys)
+    shown = tuple(Counted((EventType.IMPRESSION,), window) for window in keys)
+    found = context.windows.counts(done + shown)
+    many, of = found[:, : len(keys)] + PRIOR_CLICKS, found[:, len(keys) :] + PRIOR_IMPRESSIONS
+    rates: Array = np.minimum(many / of, 1.0)
+    return rates
+
+
 def click_rate(window: Window) -> Feature:
     """Positives an impression, shrunk towards the prior."""
-
-    def compute(context: ItemContext) -> Array:
-        many = _item_count(context, TARGETS, window) + PRIOR_CLICKS
-        of = _item_count(context, [EventType.IMPRESSION], window) + PRIOR_IMPRESSIONS
-        return np.minimum(many / of, 1.0).astype(np.float32)
-
     return scalar(
         f"item_click_rate_{window.name}",
-        compute,
+        Together(_click_rates, window),
         f"positives an impression in the last {window.name}, whole buckets before now, shrunk to "
         "1 in 20",
         default=PRIOR_CLICKS / PRIOR_IMPRESSIONS,
@@ -83,9 +80,8 @@ def click_rate(window: Window) -> Feature:
 
 def trend(context: ItemContext) -> Array:
     """The last hour's positives against the week's hourly mean."""
-    hour = _item_count(context, TARGETS, HOUR)
-    mean = _item_count(context, TARGETS, WEEK) / (7 * 24)
-    return np.log((hour + 1) / (mean + 1)).astype(np.float32)
+    found = context.windows.counts((Counted(TARGETS, HOUR), Counted(TARGETS, WEEK)))
+    return np.log((found[:, 0] + 1) / (found[:, 1] / (7 * 24) + 1)).astype(np.float32)
 
 
 def age(context: ItemContext) -> Array:

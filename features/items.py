@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from features.partials import (
 )
 from features.ragged import owners
 from features.texts import Texts
+from features.tiles import Window
 from schemas.events import Item, ItemFeatures
 
 __all__ = [
@@ -42,6 +44,13 @@ __all__ = [
 ]
 
 CATEGORIES: Final = 8  # places for an item's categories; more are left out
+
+
+class Counted(NamedTuple):
+    """Events of some types in a window. Neither hours nor days: the totals, open."""
+
+    types: tuple[int, ...]
+    window: Window
 
 
 class ItemWindows:
@@ -60,23 +69,27 @@ class ItemWindows:
         # bits, see features.tiles; an unknown item is -1.
         first, self._again = distinct((((index + 2) << 26) | hour).view(np.uint64))
         self._item, self._now_ms = index[first], hour[first] * HOUR_MS
-        self._found: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._counted: dict[tuple[int, int, tuple[int, ...]], NDArray[np.int64]] = {}
+        self._windows: tuple[Window, ...] = ()
+        self._counted = np.zeros((0, 0))  # [d, windows * TYPES] of the different items
 
-    def counts(
-        self, event_types: Sequence[int], *, hours: int = 0, days: int = 0
-    ) -> NDArray[np.int64]:
-        """Events of these types, [m]. Neither hours nor days: the totals, open."""
-        key = (hours, days, tuple(event_types))
-        if key in self._counted:
-            return self._counted[key]
-        found = self._found.get((hours, days))
-        if found is None:
-            found = self._table.window_table(self._item, self._now_ms, hours=hours, days=days)
-            self._found[hours, days] = found
-        counted: NDArray[np.int64] = found[:, list(event_types)].sum(axis=1)[self._again]
-        self._counted[key] = counted
-        return counted
+    def counts(self, wanted: tuple[Counted, ...]) -> NDArray[np.float64]:
+        """Events of some types in windows, [m, len(wanted)] float64, exact below 2**53."""
+        asked = {one.window: None for one in wanted}
+        if not asked.keys() <= set(self._windows):  # the first feature asks for most windows
+            self._windows = tuple({**dict.fromkeys(self._windows), **asked})
+            tables = self._table.window_tables(self._item, self._now_ms, self._windows)
+            self._counted = tables.reshape(len(tables), len(self._windows) * tiling.TYPES)
+        found: NDArray[np.float64] = (self._counted @ _places(wanted, self._windows))[self._again]
+        return found
+
+
+@lru_cache
+def _places(wanted: tuple[Counted, ...], windows: tuple[Window, ...]) -> NDArray[np.float64]:
+    """What is added up of the windows' tables beside each other, [windows * TYPES, wanted]."""
+    found = np.zeros((len(windows), tiling.TYPES, len(wanted)))
+    for at, one in enumerate(wanted):
+        found[windows.index(one.window), one.types, at] = 1
+    return found.reshape(-1, len(wanted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,23 +213,22 @@ class ItemTable:
         days: int = 0,
     ) -> NDArray[np.int64]:
         """Events of these types in the closed window before now, [m]; unknown items have none."""
-        return self.windows(index, now_ms).counts(event_types, hours=hours, days=days)
+        wanted = (Counted(tuple(event_types), Window("", hours, days)),)
+        return self.windows(index, now_ms).counts(wanted)[:, 0].astype(np.int64)
 
     def windows(self, index: NDArray[np.int64], now_ms: NDArray[np.int64] | int) -> ItemWindows:
         """What several windows over the same candidates share."""
         return ItemWindows(self, index, now_ms)
 
-    def window_table(
-        self,
-        index: NDArray[np.int64],
-        now_ms: NDArray[np.int64] | int,
-        *,
-        hours: int = 0,
-        days: int = 0,
-    ) -> NDArray[np.int64]:
-        """Counts of every event type in the closed window, [m, TYPES]; 0 for unknown items."""
-        now = np.broadcast_to(np.asarray(now_ms, np.int64), index.shape)
-        low, high = tiling.window_keys(now, hours=hours, days=days, closed=True)
+    def window_tables(
+        self, index: NDArray[np.int64], now_ms: NDArray[np.int64], windows: tuple[Window, ...]
+    ) -> NDArray[np.float64]:
+        """
+        Counts of every event type in closed windows, [m, len(windows), TYPES]; of unknown items 0.
+
+        `now_ms`: [m].
+        """
+        low, high = tiling.window_keys(now_ms, windows, closed=True)
         return self._state.tiles.counted(index, low, high)
 
     def put_items(self, items: Sequence[Item]) -> None:

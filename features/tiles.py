@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -39,6 +40,7 @@ _SPAN_SHIFT = 30
 _BUCKET_SHIFT = 4
 _IN_SPAN = (1 << _SPAN_SHIFT) - 1
 _SIZE_MS = {DAY: DAY_MS, HOUR: HOUR_MS}
+_EVER_MS = 2**62  # all times are in its first bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,14 @@ class HasTiles(Protocol):
     def tile_key(self) -> NDArray[np.uint32]: ...
     @property
     def tile_count(self) -> NDArray[np.uint32]: ...
+
+
+class Window(NamedTuple):
+    """How far back a window reaches: so many hours or days. Neither: these are the totals."""
+
+    name: str
+    hours: int = 0
+    days: int = 0
 
 
 class Kept(NamedTuple):
@@ -194,7 +204,7 @@ def window_table(
     it, so many in all.
     """
     n = len(now_ms)
-    low, high = window_keys(now_ms, hours=hours, days=days)
+    (low,), (high,) = window_keys(now_ms, (Window("", hours, days),))
     row = owners(tiles.splits)
     inside = np.flatnonzero((tiles.key >= low[row]) & (tiles.key < high[row]))
     place = row[inside] * TYPES + (tiles.key[inside] & np.uint32(TYPES - 1))
@@ -204,18 +214,16 @@ def window_table(
 
 
 def window_keys(
-    now_ms: NDArray[np.int64], *, hours: int = 0, days: int = 0, closed: bool = False
+    now_ms: NDArray[np.int64], windows: tuple[Window, ...], *, closed: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
-    The least key in each row's window, and the least beyond it, [n].
+    The least key in each row's windows, and the least beyond it, [m, n].
 
-    The window is that of `window_table`; `closed` leaves the bucket of now out and goes one further
-    back.
+    Each window is that of `window_table`; `closed` leaves the bucket of now out and goes one
+    further back, but not of the totals.
     """
-    if not (hours or days):
-        return np.zeros(len(now_ms), np.int64), np.full(len(now_ms), TYPES, np.int64)
-    span, wide = _span_and_length(hours, days)
-    newest = now_ms // _SIZE_MS[span] - (1 if closed else 0)
+    span, size_ms, wide = _bounds(windows).T[..., None]
+    newest = now_ms // size_ms - np.where(span == TOTAL, 0, int(closed))
     base = span << _SPAN_SHIFT
     low = base + (np.maximum(newest - wide + 1, 0) << _BUCKET_SHIFT)
     return low, base + (np.maximum(newest + 1, 0) << _BUCKET_SHIFT)
@@ -228,19 +236,17 @@ class Sliding:
         self._tiles = tiles
         self._now_ms = now_ms
 
-    def window(self, *, hours: int = 0, days: int = 0) -> NDArray[np.float64]:
+    def windows(self, wanted: tuple[Window, ...]) -> NDArray[np.float64]:
         """
-        Events of every type in the hours or days up to now, [n, TYPES] float64.
+        Events of every type in windows up to now, [n, m, TYPES] float64.
 
         The bucket of now counts whole, and so do those before it but the oldest: it counts by the
         share of it that the window still covers, as if its events were spread evenly over it. So an
         event leaves a window of an hour between 1 and 2 hours after it came, and never suddenly.
         """
-        span, wide = _span_and_length(hours, days)
-        tiles, found, size_ms = self._tiles, self._nothing(), _SIZE_MS[span]
-        now_key = (span << _SPAN_SHIFT) + (self._now_ms // size_ms << _BUCKET_SHIFT)
-        left = 1 - self._now_ms % size_ms / size_ms
-        _slide(tiles.splits, tiles.key, tiles.count, now_key, left, wide, found)
+        tiles = self._tiles
+        found = np.zeros((len(self._now_ms), len(wanted), TYPES), np.float64)
+        _slide(tiles.splits, tiles.key, tiles.count, self._now_ms, _bounds(wanted), found)
         return found
 
     def decayed(self, half_life_ms: int) -> NDArray[np.float64]:
@@ -250,39 +256,35 @@ class Sliding:
         The events of a day are taken to be as old as its middle; those of the day of now, as the
         middle of what has passed of it. Days after now do not count.
         """
-        tiles, found = self._tiles, self._nothing()
+        tiles, found = self._tiles, np.zeros((len(self._now_ms), TYPES), np.float64)
         _decay(tiles.splits, tiles.key, tiles.count, self._now_ms, DAY_MS, half_life_ms, found)
         return found
-
-    def _nothing(self) -> NDArray[np.float64]:
-        return np.zeros((len(self._now_ms), TYPES), np.float64)
 
 
 _OF_TILES = (given("int64"), given("uint32"), given("uint32"))
 
 
-@compiled(*_OF_TILES, given("int64"), given("float64"), "int64", filled("float64", 2))
+@compiled(*_OF_TILES, given("int64"), given("int64", 2), filled("float64", 3))
 def _slide(
     splits: NDArray[np.int64],
     keys: NDArray[np.uint32],
     counts: NDArray[np.uint32],
-    now_key: NDArray[np.int64],
-    left: NDArray[np.float64],
-    wide: int,
+    now_ms: NDArray[np.int64],
+    bounds: NDArray[np.int64],
     found: NDArray[np.float64],
 ) -> None:
-    """
-    Args:
-        now_key: [n] of the span and the bucket of now.
-        left: [n] how much of the oldest bucket counts.
-    """
-    for i in range(len(now_key)):
-        for j in range(splits[i], splits[i + 1]):
-            key = np.int64(keys[j])
+    """`bounds`: of each window, [m, 3], as `_bounds` tells."""
+    for i in range(len(now_ms)):
+        for w in range(len(bounds)):
+            span, size_ms, wide = bounds[w]
             # In buckets. The span stands above them: those of another one are far away.
-            age = (now_key[i] >> _BUCKET_SHIFT) - (key >> _BUCKET_SHIFT)
-            if 0 <= age <= wide:
-                found[i, key & (TYPES - 1)] += counts[j] * (left[i] if age == wide else 1.0)
+            now = (span << _SPAN_SHIFT - _BUCKET_SHIFT) + now_ms[i] // size_ms
+            left = 1 - now_ms[i] % size_ms / size_ms
+            for j in range(splits[i], splits[i + 1]):
+                key = np.int64(keys[j])
+                age = now - (key >> _BUCKET_SHIFT)
+                if 0 <= age <= wide:
+                    found[i, w, key & (TYPES - 1)] += counts[j] * (left if age == wide else 1.0)
 
 
 @compiled(*_OF_TILES, given("int64"), "int64", "int64", filled("float64", 2))
@@ -325,10 +327,16 @@ def window_counts(
     return np.asarray(table[:, list(event_types)].sum(axis=1), np.int64)
 
 
-def _span_and_length(hours: int, days: int) -> tuple[int, int]:
-    if bool(hours) == bool(days):
-        raise ValueError(f"hours={hours} and days={days}: give one of them")
-    return (HOUR, hours) if hours else (DAY, days)
+@lru_cache
+def _bounds(windows: tuple[Window, ...]) -> NDArray[np.int64]:
+    """The span of each window, its buckets' milliseconds and how many there are, [m, 3]."""
+    found = []
+    for _, hours, days in windows:
+        if hours and days:
+            raise ValueError(f"hours={hours} and days={days}: give one of them")
+        span = HOUR if hours else DAY if days else TOTAL
+        found.append((span, _SIZE_MS.get(span, _EVER_MS), hours or days or 1))
+    return np.array(found, np.int64)
 
 
 def _counted(wide: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -7,16 +7,27 @@ Everything is computed at the request's event time, so windows slide although no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import tiles
-from features.declare import DAY_MS, Array, Drift, Feature, Level, RowPolicy, UserContext
+from features.declare import (
+    DAY_MS,
+    Array,
+    Drift,
+    Feature,
+    Level,
+    RowPolicy,
+    Together,
+    UserContext,
+)
 from features.hashing import hash_id
-from features.interactions import last_by_type, sessions
+from features.interactions import last_by_type, newest, sessions
 from features.ragged import owners
+from features.tiles import Window
 from schemas.events import EventType
 
 # Static user attributes that rows keep.
@@ -39,14 +50,6 @@ PRIOR_CLICKS, PRIOR_IMPRESSIONS = 1.0, 20.0
 LARGEST: Final = np.finfo(np.float32).max  # for what is infinite
 
 
-class Window(NamedTuple):
-    """How far back a window reaches: so many hours or days."""
-
-    name: str
-    hours: int = 0
-    days: int = 0
-
-
 HOUR: Final = Window("1h", hours=1)
 DAY: Final = Window("24h", hours=24)
 WEEK: Final = Window("7d", days=7)
@@ -57,45 +60,47 @@ WINDOWS: Final = (HOUR, DAY, WEEK, MONTH)
 RECENT: Final = 5  # items of each type that are told apart from the history
 
 
-def _history(context: UserContext, column: str) -> Array:
-    """The last entries of a column, newest last, [n, history_length]; 0 in front."""
+class _Newest:
+    """Of each history, newest last and 0 in front: see `interactions.newest`."""
 
-    def places() -> NDArray[np.int64]:
-        splits, length = context.rows.history_splits, POLICY.history_length
-        at = splits[1:, None] + np.arange(-length, 0)
-        return np.where(at >= splits[:-1, None], at, splits[-1])
+    def __init__(self, context: UserContext) -> None:
+        rows, shape = context.rows, (len(context.now_ms), POLICY.history_length)
+        told, self.values = np.zeros((3, *shape), np.int64), np.zeros(shape, np.float32)
+        newest(
+            rows.history_splits,
+            rows.history_item,
+            rows.history_type,
+            rows.history_time_ms,
+            rows.history_value,
+            told,
+            self.values,
+        )
+        self.items, self.types, self.times_ms = told
 
-    def newest() -> Array:
-        values = getattr(context.rows, column)
-        nothing = np.zeros(1, values.dtype)
-        found: Array = np.concatenate([values, nothing])[context.shared("last entries", places)]
-        return found
 
-    return context.shared(column, newest)
+def _newest(context: UserContext) -> _Newest:
+    return context.shared("newest", lambda: _Newest(context))
 
 
 def history_items(context: UserContext) -> Array:
     """Hashes of the history, [n, history_length]."""
-    return _history(context, "history_item").view(np.int64)
+    return _newest(context).items
 
 
 def history_types(context: UserContext) -> Array:
     """Event types of the history, [n, history_length]."""
-    return _history(context, "history_type").astype(np.int64)
+    return _newest(context).types
 
 
 def history_ages(context: UserContext) -> Array:
     """log(1 + seconds since), [n, history_length]."""
-    times = _history(context, "history_time_ms")
-    ages = np.maximum(context.now_ms[:, None] - times, 0) / 1000
-    return np.where(times > 0, np.log1p(ages), 0).astype(np.float32)
+    return since(_newest(context).times_ms, context.now_ms[:, None], 1000)
 
 
 def history_values(context: UserContext) -> Array:
     """Values of the history, sign(v) * log(1 + |v|), 0 for none, [n, history_length]."""
-    given = _history(context, "history_value")
-    values = np.clip(np.where(np.isnan(given), 0, given), -LARGEST, LARGEST)
-    return np.asarray(np.copysign(np.log1p(np.abs(values)), values), np.float32)
+    values = _newest(context).values
+    return np.asarray(np.copysign(np.log1p(np.abs(values)), values))
 
 
 def _sliding(context: UserContext) -> tiles.Sliding:
@@ -104,83 +109,109 @@ def _sliding(context: UserContext) -> tiles.Sliding:
     return context.shared("sliding", lambda: tiles.Sliding(held, context.now_ms))
 
 
-def _window_table(context: UserContext, window: Window) -> Array:
-    """Events of each type in the window, [n, types] float64; see `tiles.Sliding`."""
-    hours, days = window.hours, window.days
-    return context.shared(window, lambda: _sliding(context).window(hours=hours, days=days))
+class _InWindow(NamedTuple):
+    """Events of a type in a window."""
+
+    event_type: EventType
+    window: Window
+
+
+def _in_windows(context: UserContext, keys: tuple[_InWindow, ...]) -> Array:
+    """How many there are, [n, m] float64; see `tiles.Sliding`."""
+    windows, at = _places(keys)
+    table = context.shared(windows, lambda: _sliding(context).windows(windows))
+    found: Array = table.reshape(len(table), -1)[:, at]
+    return found
+
+
+@lru_cache
+def _places(keys: tuple[_InWindow, ...]) -> tuple[tuple[Window, ...], NDArray[np.int64]]:
+    """The windows, and where a table of all types in these has what is asked for."""
+    windows = tuple(dict.fromkeys(one.window for one in keys))
+    at = [windows.index(one.window) * tiles.TYPES + one.event_type for one in keys]
+    return windows, np.array(at)
+
+
+def _counts(context: UserContext, keys: tuple[_InWindow, ...]) -> Array:
+    return np.log1p(_in_windows(context, keys))
 
 
 def count(event_type: EventType, window: Window) -> Feature:
     """Counts of one event type in a window."""
-
-    def compute(context: UserContext) -> Array:
-        table = context.shared(
-            ("logarithms", window), lambda: np.log1p(_window_table(context, window))
-        )
-        return table[:, event_type]
-
     return Feature(
         name=f"user_{event_type.name.lower()}s_{window.name}",
         level=Level.USER,
         dtype="float32",
-        compute=compute,
+        compute=Together(_counts, _InWindow(event_type, window)),
         revision=2,
         doc=f"log(1 + {event_type.name} events of the user in the last {window.name}); of the "
         "oldest bucket the share that the window covers",
     )
 
 
+def _rates(context: UserContext, keys: tuple[_InWindow, ...]) -> Array:
+    shown = tuple(_InWindow(EventType.IMPRESSION, one.window) for one in keys)
+    found = _in_windows(context, keys + shown)
+    many, of = found[:, : len(keys)] + PRIOR_CLICKS, found[:, len(keys) :] + PRIOR_IMPRESSIONS
+    return np.minimum(many / of, 1.0)
+
+
 def rate(done: EventType, window: Window) -> Feature:
     """How often an impression is followed by something, shrunk towards the prior."""
-
-    def compute(context: UserContext) -> Array:
-        table = _window_table(context, window)
-        many = table[:, done] + PRIOR_CLICKS
-        of = table[:, EventType.IMPRESSION] + PRIOR_IMPRESSIONS
-        return np.minimum(many / of, 1.0).astype(np.float32)
-
     return Feature(
         name=f"user_{done.name.lower()}_rate_{window.name}",
         level=Level.USER,
         dtype="float32",
-        compute=compute,
+        compute=Together(_rates, _InWindow(done, window)),
         default=PRIOR_CLICKS / PRIOR_IMPRESSIONS,
         revision=2,
         doc=f"{done.name} events an impression in the last {window.name}, shrunk to 1 in 20",
     )
 
 
+class _Decayed(NamedTuple):
+    """Events of some types, that fade."""
+
+    types: tuple[EventType, ...]
+    half_life_days: int
+
+
+def _decayed(context: UserContext, half_life_days: int) -> NDArray[np.float64]:
+    """Events of every type, [n, types]; see `tiles.Sliding`."""
+    return context.shared(
+        ("decayed", half_life_days), lambda: _sliding(context).decayed(half_life_days * DAY_MS)
+    )
+
+
+def _fading(context: UserContext, keys: tuple[_Decayed, ...]) -> Array:
+    found = np.empty((len(context.now_ms), len(keys)))
+    for at, (types, days) in enumerate(keys):
+        _decayed(context, days)[:, types].sum(axis=1, out=found[:, at])
+    return np.log1p(found)
+
+
 def decayed(name: str, types: Sequence[EventType], half_life_days: int) -> Feature:
     """Counts that fade: each event halves with every half-life since its day."""
-
-    def compute(context: UserContext) -> Array:
-        table = context.shared(
-            ("decayed", half_life_days),
-            lambda: _sliding(context).decayed(half_life_days * DAY_MS),
-        )
-        total: Array = np.log1p(table[:, list(types)].sum(axis=1)).astype(np.float32)
-        return total
-
     return scalar(
         name,
-        compute,
+        Together(_fading, _Decayed(tuple(types), half_life_days)),
         f"log(1 + {', '.join(t.name for t in types)} events of 30 days, each halved for every "
         f"{half_life_days} days since)",
     )
 
 
+def _recent(context: UserContext, keys: tuple[EventType, ...]) -> Array:
+    items: Array = _by_type(context).items[:, keys]
+    return items.reshape(len(items), -1).view(np.int64)
+
+
 def recent(event_type: EventType) -> Feature:
     """The last items of one type, from the history."""
-
-    def compute(context: UserContext) -> Array:
-        found = context.shared("by type", lambda: _ByType(context))
-        return found.items[:, event_type].view(np.int64)
-
     return Feature(
         name=f"recent_{event_type.name.lower()}s",
         level=Level.USER,
         dtype="int64",
-        compute=compute,
+        compute=Together(_recent, event_type),
         length=RECENT,
         drift=Drift.HASHED,
         doc=f"hashes of the last {RECENT} {event_type.name} items of the history, newest last; "
@@ -188,16 +219,15 @@ def recent(event_type: EventType) -> Feature:
     )
 
 
+def _recencies(context: UserContext, keys: tuple[EventType, ...]) -> Array:
+    return since(_by_type(context).newest_ms[:, keys], context.now_ms[:, None], 1000)
+
+
 def recency(event_type: EventType) -> Feature:
     """How long ago the history's newest event of a type is."""
-
-    def compute(context: UserContext) -> Array:
-        found = context.shared("by type", lambda: _ByType(context))
-        return since(found.newest_ms[:, event_type], context.now_ms, 1000)
-
     return scalar(
         f"since_{event_type.name.lower()}",
-        compute,
+        Together(_recencies, event_type),
         f"log(1 + seconds since the newest {event_type.name} of the history); 0: none",
     )
 
@@ -219,6 +249,10 @@ class _ByType:
         )
 
 
+def _by_type(context: UserContext) -> _ByType:
+    return context.shared("by type", lambda: _ByType(context))
+
+
 def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -> Array:
     """log(1 + units since a time); 0 where there was none."""
     passed = np.maximum(now_ms - time_ms, 0) / unit_ms
@@ -226,84 +260,85 @@ def since(time_ms: NDArray[np.int64], now_ms: NDArray[np.int64], unit_ms: int) -
     return found
 
 
-def _sessions(context: UserContext) -> NDArray[np.int64]:
-    """Interactions since the last gap of 30 minutes, when the first was, and items, [n, 3]."""
-
-    def compute() -> NDArray[np.int64]:
-        rows, found = context.rows, np.empty((len(context.now_ms), 3), np.int64)
-        sessions(
-            rows.history_splits,
-            rows.history_item,
-            rows.history_time_ms,
-            context.now_ms,
-            POLICY.history_length,
-            SESSION_GAP_MS,
-            found,
-        )
-        return found
-
-    return context.shared("sessions", compute)
-
-
-def session_length(context: UserContext) -> Array:
-    """Interactions since the last gap of 30 minutes, 0 if the newest is older than that."""
-    length: Array = np.log1p(_sessions(context)[:, 0]).astype(np.float32)
-    return length
+def _sessions(context: UserContext, keys: tuple[int, ...]) -> Array:
+    """Of length, age and items of the session, which have the keys 0, 1 and 2."""
+    rows, found = context.rows, np.empty((len(context.now_ms), 3), np.int64)
+    sessions(
+        rows.history_splits,
+        rows.history_item,
+        rows.history_time_ms,
+        context.now_ms,
+        POLICY.history_length,
+        SESSION_GAP_MS,
+        found,
+    )
+    told = np.log1p(found)
+    first_ms, now_ms = found[:, 1], context.now_ms
+    told[:, 1] = since(np.where(first_ms <= now_ms, first_ms, 0), now_ms, 1000)
+    wanted: Array = told[:, keys]
+    return wanted
 
 
-def session_age(context: UserContext) -> Array:
-    """Time since the session's first interaction, 0 without a session."""
-    first_ms = _sessions(context)[:, 1]
-    return since(np.where(first_ms <= context.now_ms, first_ms, 0), context.now_ms, 1000)
+# Interactions since the last gap of 30 minutes, none if the newest is older than that; since the
+# first of these; how many items they are about.
+SESSION_LENGTH, SESSION_AGE, SESSION_ITEMS = (Together(_sessions, key) for key in range(3))
 
 
-def session_items(context: UserContext) -> Array:
-    """How many items the session is about."""
-    distinct: Array = np.log1p(_sessions(context)[:, 2]).astype(np.float32)
-    return distinct
+class _Wave(NamedTuple):
+    """Of where in a period the request lies."""
+
+    period_ms: int
+    quarter: bool  # whether it is the cosine
 
 
-def cycle(
-    period_ms: int, wave: Callable[[NDArray[np.float64]], Array]
-) -> Callable[[UserContext], Array]:
-    """A sine or cosine of where in a period the request lies."""
+def _waves(context: UserContext, keys: tuple[_Wave, ...]) -> Array:
+    period_ms, quarter = np.array(keys).T
+    phase = 2 * np.pi * (context.now_ms[:, None] % period_ms / period_ms)
+    waves: Array = np.where(quarter, np.cos(phase), np.sin(phase))
+    return waves
 
-    def compute(context: UserContext) -> Array:
-        phase = (context.now_ms % period_ms) / period_ms
-        return wave(2 * np.pi * phase).astype(np.float32)
 
-    return compute
+def sine(period_ms: int) -> Together:
+    """Of where in a period the request lies."""
+    return Together(_waves, _Wave(period_ms, quarter=False))
+
+
+def cosine(period_ms: int) -> Together:
+    """Of where in a period the request lies."""
+    return Together(_waves, _Wave(period_ms, quarter=True))
+
+
+def _attributes(context: UserContext, keys: tuple[int, ...]) -> Array:
+    rows, found = context.rows, np.zeros((len(context.now_ms), len(keys)), np.uint64)
+    at, which = np.nonzero(rows.profile_name[:, None] == np.array(keys, np.uint64))
+    found[owners(rows.profile_splits)[at], which] = rows.profile_value[at]
+    return found.view(np.int64)
 
 
 def attribute(name: str) -> Feature:
     """A static attribute of the user, as a hash."""
-    hashed = np.uint64(hash_id(name))
-
-    def compute(context: UserContext) -> Array:
-        rows = context.rows
-        whose = context.shared("profile owners", lambda: owners(rows.profile_splits))
-        at = np.flatnonzero(rows.profile_name == hashed)
-        found = np.zeros(len(rows), np.uint64)
-        found[whose[at]] = rows.profile_value[at]
-        return found.view(np.int64)
-
     return Feature(
         name=f"profile_{name}",
         level=Level.USER,
         dtype="int64",
-        compute=compute,
+        compute=Together(_attributes, hash_id(name)),
         drift=Drift.CATEGORICAL,
         doc=f"hash of the user's static attribute {name!r}; 0: not given",
     )
 
 
-def context(name: str, compute: Callable[[UserContext], Array]) -> Feature:
+def _of_request(context: UserContext, keys: tuple[str, ...]) -> Array:
+    found: Array = np.stack([getattr(context, name) for name in keys], axis=1)
+    return found.view(np.int64)
+
+
+def context(name: Literal["surface", "device", "country"]) -> Feature:
     """Something that the request itself says, as a hash."""
     return Feature(
         name=f"request_{name}",
         level=Level.USER,
         dtype="int64",
-        compute=lambda context: compute(context).view(np.int64),
+        compute=Together(_of_request, name),
         drift=Drift.CATEGORICAL,
         doc=f"hash of the request's {name}; 0: not given",
     )

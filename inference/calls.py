@@ -56,6 +56,21 @@ class CallStyle:
             return max(1, rows)
         return next((size for size in sorted(self.batch_sizes) if size >= rows), rows)
 
+    def warmed(self) -> tuple[int, ...]:
+        """
+        The sizes that are called before users are answered: the first, the largest, and between
+        them some, each a third above the last. A size between these takes a few ms more, once.
+
+        >>> CallStyle(batch_sizes=(1, 2, 4, 8, 9, 10, 11, 12)).warmed()
+        (1, 2, 4, 8, 11, 12)
+        """
+        first, *others = sorted(self.batch_sizes)
+        found = [first]
+        for size in others:
+            if size == others[-1] or 3 * size >= 4 * found[-1]:
+                found.append(size)
+        return tuple(found)
+
 
 class CalledModel(ABC):
     """
@@ -127,9 +142,9 @@ class CalledModel(ABC):
         rarely: Collection[str] = (),
     ) -> None:
         """
-        Replay the sampled inputs at every batch size (those of signatures that serving hardly calls
-        at the first alone, all of them once where each size was called before), then compare with
-        the trainer's outputs.
+        Replay the sampled inputs at batch sizes of every order (those of signatures that serving
+        hardly calls at the first alone, all of them once where each size was called before), then
+        compare with the trainer's outputs.
 
         Args:
             sampled: the version's sampled calls, where they have been read already.
@@ -139,7 +154,7 @@ class CalledModel(ABC):
             Refused: samples are missing, or the outputs are not those of the trainer.
             ModelFault: a sampled input makes the model fail, or give NaN or too few scores.
         """
-        every = tuple(sizes or self._style.batch_sizes)
+        every = tuple(sizes or self._style.warmed())
         # Serving retrieves by the towers where there are any, and makes its index before it serves:
         # the graph's own retrieval over a large catalogue would take most of a start.
         rare = {*rarely, *((RETRIEVE, ITEMS) if QUERY in self.signatures else ())}

@@ -14,10 +14,11 @@ import structlog
 from features.catalog import CATALOG
 from features.declare import HOUR_MS
 from features.hashing import hash_ids
-from features.items import ItemTable
+from features.items import Counted, ItemTable
 from features.partials import Partials, encode_partials
 from features.publish import item_key
 from features.tiles import Tiles
+from features.user_features import DAY, WEEK
 from inference.items_feed import BATCH_RECORDS, NEVER_STOP, ItemsFeed
 from ingest.clock import SystemClock
 from ingest.dead_letter import DeadLetters
@@ -85,8 +86,7 @@ def _used(table: ItemTable, source: _Compacted) -> Iterator[Figure]:
 
     def counted() -> None:
         windows = table.windows(table.index(hashes), np.full(LOOKUPS, NOW_MS))
-        windows.counts([3], hours=24)
-        windows.counts([3], days=7)
+        windows.counts((Counted((3,), DAY), Counted((3,), WEEK)))
 
     took_s = float(np.median([seconds(counted) for _ in range(9)]))
     yield figure("item table: two windows of candidates", LOOKUPS / took_s, "candidates/s")

@@ -34,6 +34,8 @@ from features.items import (
     encode_partials,
     fold_partials,
 )
+from features.tiles import Window
+from features.user_features import WINDOWS
 from ingest.log import Outgoing
 from ingest.memory import MemoryProducer, MemorySource
 from ingest.topics import Topics, topic_specs
@@ -122,8 +124,9 @@ def test_items_are_seen_as_the_live_table_has_them_at_the_start_of_the_hour() ->
         before = everything[past.events.event_time_ms[everything] < now // HOUR_MS * HOUR_MS]
         live = live_table(past, accepted(past, before))
         # A real table learns of an item by its events; the past knows all of them.
-        expected = live.window_table(live.index(found.item_hash[n : n + 1]), now, days=7)
-        seen = table.window_table(table.index(found.item_hash[n : n + 1]), now, days=7)
+        shown, at = found.item_hash[n : n + 1], found.event_time[n : n + 1]
+        expected = live.window_tables(live.index(shown), at, WINDOWS)
+        seen = table.window_tables(table.index(shown), at, WINDOWS)
         assert seen.tolist() == expected.tolist()
         context = item_context(found, n, live)
         if context.index[0] >= 0:
@@ -201,10 +204,10 @@ def item_context(found: Examples, n: int, table: ItemTable) -> ItemContext:
 class LeakyItems(HistoryItems):
     """A table with a planted leak: the hour of now is counted."""
 
-    def window_table(
-        self, index: np.ndarray, now_ms: np.ndarray | int, *, hours: int = 0, days: int = 0
+    def window_tables(
+        self, index: np.ndarray, now_ms: np.ndarray, windows: tuple[Window, ...]
     ) -> np.ndarray:
-        return super().window_table(index, np.asarray(now_ms) + HOUR_MS, hours=hours, days=days)
+        return super().window_tables(index, now_ms + HOUR_MS, windows)
 
 
 def leaks(events: Story, table: type[HistoryItems]) -> int:

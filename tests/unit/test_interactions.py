@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from features.interactions import last_by_type, sessions
+from features.interactions import last_by_type, newest, sessions
 
 
 def session(times: list[int], now_ms: int, most: int = 50, gap_ms: int = 10) -> list[int]:
@@ -32,3 +32,17 @@ def test_an_event_type_that_there_is_not_is_refused() -> None:
     kinds, ids = np.array([16], np.uint8), np.array([7], np.uint64)
     with pytest.raises(ValueError, match="event type that there is not"):
         last_by_type(np.array([0, 1]), kinds, ids, one, items, newest)
+
+
+def test_the_newest_stand_at_the_end_and_what_is_no_number_is_none() -> None:
+    splits, ids = np.array([0, 3, 3, 4]), np.array([7, 8, 9, 2**64 - 1], np.uint64)
+    kinds, times = np.array([1, 2, 3, 4], np.uint8), np.array([10, 20, 30, 40])
+    given = np.array([1, np.nan, np.inf, -np.inf], np.float32)
+    told, values = np.zeros((3, 3, 2), np.int64), np.zeros((3, 2), np.float32)
+    newest(splits, ids, kinds, times, given, told, values)
+    items, types, at = told.tolist()
+    assert items == [[8, 9], [0, 0], [0, -1]]
+    assert types == [[2, 3], [0, 0], [0, 4]]
+    assert at == [[20, 30], [0, 0], [0, 40]]
+    largest = np.finfo(np.float32).max
+    assert values.tolist() == [[0, largest], [0, 0], [0, -largest]]

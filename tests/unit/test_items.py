@@ -10,6 +10,7 @@ from features import tiles as tiling
 from features.declare import DAY_MS, HOUR_MS, RowPolicy
 from features.hashing import hash_id, hash_ids
 from features.items import (
+    Counted,
     ItemTable,
     Partials,
     decode_partials,
@@ -17,6 +18,7 @@ from features.items import (
     encode_partials,
     fold_partials,
 )
+from features.user_features import DAY
 from schemas.events import EventType, Item, ItemFeatures
 
 MINE = "0123456789abcdef"
@@ -188,7 +190,7 @@ def test_readers_see_whole_partials_while_a_writer_replaces_them(table: ItemTabl
         while not done.is_set():
             index = table.index(hash_ids(ids))
             windows = table.windows(index, NOW)
-            clicked, viewed = (windows.counts([kind], hours=24) for kind in (CLICK, VIEW))
+            clicked, viewed = (windows.counts((Counted((kind,), DAY),)) for kind in (CLICK, VIEW))
             if (clicked != viewed).any():
                 failures.append((clicked, viewed))
 

@@ -16,6 +16,7 @@ from features.examples import Examples, ExampleSource, concat
 from features.fold import fold
 from features.history import History, HistoryItems
 from features.point_in_time import PointInTime
+from features.tiles import Window
 from schemas.events import EventType
 from tests.past import HOUR_MS, ITEMS, history, story
 
@@ -73,10 +74,10 @@ def test_a_row_that_had_folded_the_impression_itself_is_caught(past: History) ->
 class Leaky(HistoryItems):
     """A table with a planted leak: the hour of now is counted."""
 
-    def window_table(
-        self, index: np.ndarray, now_ms: np.ndarray | int, *, hours: int = 0, days: int = 0
+    def window_tables(
+        self, index: np.ndarray, now_ms: np.ndarray, windows: tuple[Window, ...]
     ) -> np.ndarray:
-        return super().window_table(index, np.asarray(now_ms) + HOUR_MS, hours=hours, days=days)
+        return super().window_tables(index, now_ms + HOUR_MS, windows)
 
 
 def test_an_item_that_counts_the_hour_of_now_is_caught(past: History) -> None:

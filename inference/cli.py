@@ -76,6 +76,15 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on.", rich_help_panel=NETWORK)
     ] = "127.0.0.1",
+    share_ports: Annotated[
+        bool,
+        typer.Option(
+            "--share-ports",
+            help="Other processes of this machine may serve the same ports, which are opened once "
+            "this one can answer: start the next one, then stop this one.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = False,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate with its chain, PEM.", rich_help_panel=NETWORK)
     ] = None,
@@ -146,6 +155,7 @@ def serve(
             http_port=http_port,
             grpc_port=grpc_port,
             host=host,
+            share_ports=share_ports,
             tls_cert=tls_cert,
             tls_key=tls_key,
             secret_file=token_secret,

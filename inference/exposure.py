@@ -43,6 +43,7 @@ class Exposure:
     http_port: int | None = None  # None: no HTTP; 0: a free port
     grpc_port: int | None = None
     host: str = "127.0.0.1"
+    share_ports: bool = False  # with other processes of this machine
     tls_cert: Path | None = None
     tls_key: Path | None = None
     secret_file: Path | None = None
@@ -68,6 +69,10 @@ class Exposure:
             problems.append(
                 f"--host {self.host} can be reached from elsewhere: give --token-secret or "
                 "--token-jwks, or --anonymous to let everybody in"
+            )
+        if self.share_ports and not (self.wanted and self.http_port != 0 and self.grpc_port != 0):
+            problems.append(
+                "--share-ports needs to know them: give --http-port or --grpc-port a number, not 0"
             )
         if problems:
             raise Misconfigured("; ".join(problems))
@@ -106,10 +111,16 @@ class Exposure:
             tls = Tls(cert_file=self.tls_cert, key_file=self.tls_key)
         http = grpc = None
         if self.http_port is not None:
-            http = HttpOptions(host=self.host, port=self.http_port, tls=tls)
+            http = HttpOptions(
+                host=self.host, port=self.http_port, shared=self.share_ports, tls=tls
+            )
         if self.grpc_port is not None:
             grpc = GrpcOptions(
-                host=self.host, port=self.grpc_port, tls=tls, max_message_bytes=self.max_body_bytes
+                host=self.host,
+                port=self.grpc_port,
+                shared=self.share_ports,
+                tls=tls,
+                max_message_bytes=self.max_body_bytes,
             )
         rest = RestPolicy(max_body_bytes=self.max_body_bytes, origins=self.origins)
         return NetworkOptions(http=http, rest=rest, grpc=grpc)

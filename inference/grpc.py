@@ -268,7 +268,7 @@ def _traced(method: _Method, metadata: Sequence[tuple[str, str | bytes]]) -> Tra
 
 def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared in silence
+        ("grpc.so_reuseport", int(options.shared)),  # otherwise a taken port is an error
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_metadata_size", options.max_metadata_bytes),
         ("grpc.max_concurrent_streams", options.max_streams),

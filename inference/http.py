@@ -56,7 +56,7 @@ class HttpServer:
         )
         try:
             config.load()
-            self._socket = _listening(options.host, options.port)
+            self._socket = _listening(options)
         except OSError as error:  # also what ssl raises
             where = f"{options.host}:{options.port}"
             raise Misconfigured(f"cannot serve HTTP on {where}: {error}") from error
@@ -102,19 +102,25 @@ class _Server(uvicorn.Server):
         self.started = True
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listening(options: HttpOptions) -> socket.socket:
     """
-    A bound socket.
+    A socket that listens. What shares a port gets its part of the connections from then on.
 
     It names its protocol: asyncio turns Nagle's algorithm off only on those that do, and with it
     every answer but a connection's first waits 40 ms for the client's delayed acknowledgement.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        options.host,
+        options.port,
+        type=socket.SOCK_STREAM,
+        proto=socket.IPPROTO_TCP,
+        flags=socket.AI_PASSIVE,
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made.bind(address)
         made.listen(BACKLOG)
     except OSError:

@@ -20,6 +20,7 @@ class HttpOptions:
 
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
+    shared: bool = False  # with other processes that share it too
     tls: Tls | None = None
     header_s: float = 5.0  # in which the head of a request must come, and its body must begin
     max_header_bytes: int = 32 << 10
@@ -35,6 +36,7 @@ class GrpcOptions:
 
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
+    shared: bool = False  # with other processes that share it too
     tls: Tls | None = None
     max_message_bytes: int = 4 << 20
     max_metadata_bytes: int = 32 << 10

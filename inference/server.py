@@ -172,7 +172,8 @@ class Server:
 
     def expose(self, stop: threading.Event) -> None:
         """
-        Open the network API, if one is wanted: it answers from now on.
+        Open the network API, if one is wanted: it answers from now on. Where others may share its
+        ports, once this process can answer as well as they do.
 
         Raises:
             Misconfigured: a port is taken, or a certificate or key is not usable.
@@ -180,6 +181,8 @@ class Server:
         exposure = self._options.exposure
         if not exposure.wanted:
             return
+        if exposure.share_ports:
+            self._wait_ready(stop)
         what = Exposed(
             settings=self._settings,
             registry=self._registry,

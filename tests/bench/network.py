@@ -42,6 +42,7 @@ SHARE = 4  # of all requests, one in so many carries tensors: a call takes longe
 OF_KAFKA = 4  # one call for so many requests of the Kafka path: it takes longer
 PASSES = 3
 SAMPLE = BATCHES[-1]  # answers that are compared: one of each row
+PAIR = "two processes on one port"
 READY_S = 90.0
 # Scores are float32 sums, whose order differs with the batch; near ties may change places.
 TOLERANCE, SAME = 1e-3, 0.98
@@ -93,12 +94,12 @@ class Calls:
 
 
 def run(world: World) -> Iterator[Figure]:
-    """The Kafka path, REST and gRPC of one process; then each peer by itself."""
+    """The Kafka path, REST and gRPC of one process, REST of two; then each peer by itself."""
     settings, _ = ready(world)
     calls = _calls(world, settings)
     with ports.reserve(2) as reserved:
         http_port, grpc_port = reserved.numbers
-    listening = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
+    listening = ("--http-port", str(http_port), "--grpc-port", str(grpc_port), "--share-ports")
     with world.command(settings, "serve", *listening, environment=SPOKEN):
         kafka_per_s = _kafka(world, settings)
         limit = {"the Kafka path": kafka_per_s}
@@ -108,11 +109,11 @@ def run(world: World) -> Iterator[Figure]:
             "requests/s",
             requests=world.sizes.serve_requests,
         )
+        path = f"/v1/models/{settings.model_name}:predict"
+        posts = [post(path, body) for body in calls.rows]
         recommended = _best(lambda: over_http(http_port, calls.recommend, BURST))
         _check_recommended(recommended)
         yield _beside_kafka("network: REST, /v1/recommend", recommended, limit)
-        path = f"/v1/models/{settings.model_name}:predict"
-        posts = [post(path, body) for body in calls.rows]
         rest = _best(lambda: over_http(http_port, posts, CONNECTIONS))
         note = f"features as {len(calls.rows[0]):,} bytes of JSON a call, one user each"
         yield _beside_kafka("network: REST, :predict with all features", rest, limit, note)
@@ -122,6 +123,13 @@ def run(world: World) -> Iterator[Figure]:
             f"{len(calls.messages[0]):,} bytes; rows are not read by the server"
         )
         yield _beside_kafka("network: gRPC, Predict with all features", grpc, limit, note)
+        with world.command(settings, "serve", "--instance", "1", *listening, environment=SPOKEN):
+            recommended = _best(lambda: over_http(http_port, calls.recommend, BURST))
+            _check_recommended(recommended)
+            yield _beside_kafka(f"network: REST, /v1/recommend, {PAIR}", recommended, limit)
+            note = "beside the Kafka path of one process"
+            pair = _best(lambda: over_http(http_port, posts, CONNECTIONS))
+            yield _beside_kafka(f"network: REST, :predict, {PAIR}", pair, limit, note)
     folder = _version(settings)
     expected = [json.loads(one)["predictions"][0] for one in rest.answers[:SAMPLE]]
     interpreter = installed(LOCK, world.directory.parent / "serving-venv")

@@ -71,3 +71,13 @@ def test_a_socket_names_its_protocol_so_that_answers_are_not_held_back():
     server = HttpServer(lambda: None, HttpOptions(), lambda *_: None)
     assert server._socket.proto == socket.IPPROTO_TCP
     server._socket.close()
+
+
+@pytest.mark.parametrize("given", [{}, {"http_port": 0}, {"http_port": 8501, "grpc_port": 0}])
+def test_ports_to_be_shared_must_be_known(given):
+    with pytest.raises(Misconfigured, match="--share-ports needs to know them"):
+        Exposure(share_ports=True, **given)
+    network = Exposure(share_ports=True, http_port=8501, grpc_port=8500).network()
+    assert network.http.shared
+    assert network.grpc.shared
+    assert not Exposure(http_port=8501).network().http.shared

@@ -36,6 +36,7 @@ ELSEWHERE = {
     "--backend": "integration/test_serve_backends.py",
     "export-litert": "integration/test_serve_backends.py",
     "--http-port": "integration/test_serve_network.py",
+    "--share-ports": "integration/test_shared_ports.py",
     "--rows": "integration/test_backfill_rows.py",
     "repartition": "integration/test_repartition.py",
     "rebuild --user": "chaos/test_store_jobs.py",

@@ -37,7 +37,7 @@ ITEMS_S: Final = 60.0  # how long a version waits for the catalogue; then it is 
 class CallPolicy:
     """How models are called."""
 
-    batch_sizes: tuple[int, ...]  # that they are warmed for
+    batch_sizes: tuple[int, ...]  # with how many rows they are called
     threads: int = 0  # of one call; 0: as many as the runtime likes
     backend: Backend = field(default_factory=Backend)
 

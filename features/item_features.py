@@ -22,6 +22,7 @@ from features.user_features import (
     PRIOR_CLICKS,
     PRIOR_IMPRESSIONS,
     WEEK,
+    shrunk,
     since,
 )
 from schemas.events import EventType
@@ -61,10 +62,7 @@ def popularity(what: str, types: Sequence[EventType], window: Window) -> Feature
 def _click_rates(context: ItemContext, keys: tuple[Window, ...]) -> Array:
     done = tuple(Counted(TARGETS, window) for window in keys)
     shown = tuple(Counted((EventType.IMPRESSION,), window) for window in keys)
-    found = context.windows.counts(done + shown)
-    many, of = found[:, : len(keys)] + PRIOR_CLICKS, found[:, len(keys) :] + PRIOR_IMPRESSIONS
-    rates: Array = np.minimum(many / of, 1.0)
-    return rates
+    return shrunk(context.windows.counts(done + shown))
 
 
 def click_rate(window: Window) -> Feature:

@@ -151,9 +151,21 @@ def count(event_type: EventType, window: Window) -> Feature:
 
 def _rates(context: UserContext, keys: tuple[_InWindow, ...]) -> Array:
     shown = tuple(_InWindow(EventType.IMPRESSION, one.window) for one in keys)
-    found = _in_windows(context, keys + shown)
-    many, of = found[:, : len(keys)] + PRIOR_CLICKS, found[:, len(keys) :] + PRIOR_IMPRESSIONS
-    return np.minimum(many / of, 1.0)
+    return shrunk(_in_windows(context, keys + shown))
+
+
+def shrunk(counts: Array) -> Array:
+    """
+    Rates, shrunk towards the prior: [n, m] of [n, 2 m] counts, first of what followed impressions
+    and then of the impressions.
+
+    >>> shrunk(np.array([[0, 31, 0, 20]])).tolist()
+    [[0.05, 0.8]]
+    """
+    m = counts.shape[1] // 2
+    many, of = counts[:, :m] + PRIOR_CLICKS, counts[:, m:] + PRIOR_IMPRESSIONS
+    rates: Array = np.minimum(many / of, 1.0)
+    return rates
 
 
 def rate(done: EventType, window: Window) -> Feature:

@@ -229,6 +229,8 @@ class Server:
 
     def _wait_ready(self, stop: threading.Event) -> None:
         """Until the items are read and the released model is in memory, or has been refused."""
+        if self._started.is_set():  # waited for before the ports were opened
+            return
         end_s, items = self._clock.monotonic_s() + READY_S, self._own.items_ready
         while not stop.is_set() and not (items.is_set() and self._reloader.settled()):
             if self._clock.monotonic_s() > end_s:

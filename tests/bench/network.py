@@ -124,10 +124,10 @@ def run(world: World) -> Iterator[Figure]:
         )
         yield _beside_kafka("network: gRPC, Predict with all features", grpc, limit, note)
         with world.command(settings, "serve", "--instance", "1", *listening, environment=SPOKEN):
-            recommended = _best(lambda: over_http(http_port, calls.recommend, BURST))
-            _check_recommended(recommended)
-            yield _beside_kafka(f"network: REST, /v1/recommend, {PAIR}", recommended, limit)
             note = "beside the Kafka path of one process"
+            pair = _best(lambda: over_http(http_port, calls.recommend, BURST))
+            _check_recommended(pair)
+            yield _beside_kafka(f"network: REST, /v1/recommend, {PAIR}", pair, limit, note)
             pair = _best(lambda: over_http(http_port, posts, CONNECTIONS))
             yield _beside_kafka(f"network: REST, :predict, {PAIR}", pair, limit, note)
     folder = _version(settings)
@@ -163,7 +163,6 @@ def _best(load: Callable[[], Load]) -> Load:
 
 def _beside_kafka(name: str, load: Load, limit: Mapping[str, float], note: str = "") -> Figure:
     (kafka_per_s,) = limit.values()
-    predicting = "recommend" not in name
     return figure(
         name,
         load.per_s,
@@ -171,7 +170,7 @@ def _beside_kafka(name: str, load: Load, limit: Mapping[str, float], note: str =
         aim=AIM * kafka_per_s,
         limits=limit,
         **_told(load),
-        **({"note": note} if predicting else {}),
+        **({"note": note} if note else {}),
     )
 
 
